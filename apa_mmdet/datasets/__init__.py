@@ -1,0 +1,6 @@
+"""Class frequencies, data folders of configs, and the mini-LVIS generator."""
+
+from .class_frequency import class_frequency
+from .data_files import check_files, set_data_root
+
+__all__ = ["check_files", "class_frequency", "set_data_root"]

@@ -1,0 +1,153 @@
+"""The files that a config names: pointing at them, and looking before starting."""
+
+from __future__ import annotations
+
+import mmap
+import os.path as osp
+import re
+from collections.abc import Iterable, Iterator
+
+from mmengine.config import Config
+
+_LAYOUT = """expected layout of an LVIS v1 folder:
+  {root}
+    annotations/lvis_v1_train.json, lvis_v1_val.json
+    train2017/000000000009.jpg, ...
+    val2017/000000000139.jpg, ..."""
+_IMAGE_KEYS = (b'"coco_url"', b'"file_name"')
+_COCO_URL = "http://images.cocodataset.org/"
+
+
+def set_data_root(cfg: Config, root: str) -> None:
+    """Move a config's data sets and evaluators to another folder.
+
+    Every string of the config that begins with its ``data_root`` is changed; MMEngine's
+    own ``--cfg-options data_root=...`` changes the top-level name alone.
+
+    Args:
+        cfg: The config, changed in place. Its ``data_root`` must still be the old one.
+        root: The new folder.
+
+    Raises:
+        KeyError: If the config has no ``data_root``.
+    """
+    if "data_root" not in cfg:
+        raise KeyError("the config has no data_root to replace; set the data sets' own")
+    old, new = cfg.data_root, osp.join(root, "")
+
+    def moved(value):
+        if isinstance(value, dict):
+            for key in value:
+                value[key] = moved(value[key])
+        elif isinstance(value, (list, tuple)):
+            value = type(value)(moved(item) for item in value)
+        elif isinstance(value, str) and value.startswith(old):
+            value = new + value[len(old) :]
+        return value
+
+    moved(cfg._cfg_dict)
+
+
+def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
+    """Check that a config's annotations, images and pretrained weights are there.
+
+    Two images of each data set are looked for, the first and the last one named in its
+    annotation file, which is searched without being parsed. What is not a local file,
+    or a data set without a json file, is left to mmdet.
+
+    Args:
+        cfg: The config, with command-line options merged.
+        splits: Which of ``train``, ``val`` and ``test`` to look at. Pretrained weights
+            are looked for with ``train`` only.
+
+    Raises:
+        FileNotFoundError: If something is missing; it names what was looked for, where,
+            how the folder must look, and the option that points elsewhere.
+    """
+    for split in splits:
+        loader = cfg.get(f"{split}_dataloader")
+        for dataset in _datasets(loader.get("dataset") if loader else None):
+            if dataset.get("ann_file", "").endswith(".json"):
+                _check_dataset(dataset, split)
+    if "train" in splits and not cfg.get("load_from"):
+        _check_pretrained(cfg.model)
+
+
+def _check_pretrained(node: object) -> None:
+    if isinstance(node, dict):
+        path = node.get("checkpoint")
+        if node.get("type") == "Pretrained" and path and not _is_remote(path):
+            if not osp.isfile(osp.expanduser(path)):
+                raise FileNotFoundError(
+                    f"the pretrained weights are not there: {osp.abspath(path)}\n"
+                    f"Weights of the published SE-ResNet backbones come from the "
+                    f"authors, github.com/kostas1515/AGLU (ImageNet-1K models with "
+                    f"APA); save the file under that name, or train from scratch with "
+                    f"--cfg-options model.backbone.init_cfg=None"
+                )
+        for value in node.values():
+            _check_pretrained(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _check_pretrained(value)
+
+
+def _datasets(dataset: dict | None) -> Iterator[dict]:
+    if dataset is None:
+        return
+    if "ann_file" in dataset:
+        yield dataset
+    yield from _datasets(dataset.get("dataset"))
+    for inner in dataset.get("datasets", ()):
+        yield from _datasets(inner)
+
+
+def _check_dataset(dataset: dict, split: str) -> None:
+    root = dataset.get("data_root") or ""
+    if _is_remote(root) or _is_remote(dataset["ann_file"]):
+        return
+    ann_file = osp.join(root, dataset["ann_file"])
+    if not osp.isfile(ann_file):
+        raise _missing(f"the {split} annotations", ann_file, root)
+    prefix = dataset.get("data_prefix", {}).get("img", "")
+    folder = osp.join(root, prefix)
+    for name in _some_images(ann_file, dataset.get("type", "")):
+        path = osp.join(folder, name)
+        if not osp.isfile(path):
+            raise _missing(f"a {split} image named in {ann_file}", path, root)
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _some_images(ann_file: str, dataset_type: str) -> list[str]:
+    """Return the first and the last image name of the file, or nothing if none."""
+    keys = _IMAGE_KEYS if "LVIS" in dataset_type else _IMAGE_KEYS[::-1]
+    with open(ann_file, "rb") as file:
+        try:
+            text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file; its parser says so better
+            return []
+        with text:
+            for key in keys:
+                places = {text.find(key), text.rfind(key)} - {-1}
+                if places:
+                    return [_name_at(text, place) for place in sorted(places)]
+    return []
+
+
+def _name_at(text: mmap.mmap, place: int) -> str:
+    match = re.match(rb'"\w+"\s*:\s*"([^"]*)"', text[place : place + 4096])
+    return match.group(1).decode().replace(_COCO_URL, "") if match else ""
+
+
+def _missing(what: str, path: str, root: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{what} are not there: {osp.abspath(path)}\n"
+        f"{_LAYOUT.format(root=osp.abspath(root) if root else '<data_root>')}\n"
+        f"Put the data there or link it (ln -s /path/to/lvis {root or 'data/lvis_v1'})"
+        f", or point elsewhere with --cfg-options data_root=... as the README's LVIS "
+        f"section shows. To try without a download: python "
+        f"tools/dataset_converters/make_mini_lvis.py"
+    )

@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .class_frequency_hook import ClassFrequencyHook
+
+__all__ = ["ClassFrequencyHook"]

@@ -1,0 +1,69 @@
+"""Hook that tells the losses how often each class is seen."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+
+from ..datasets.class_frequency import class_frequency
+from ..models.losses import APALoss
+
+
+@HOOKS.register_module()
+class ClassFrequencyHook(Hook):
+    """Fill ``class_frequency`` of every APALoss from the training data set.
+
+    The data set is read once, before the weights are initialised. A checkpoint that is
+    loaded afterwards may come from other data: the frequencies of the data trained on
+    are then put back, and the difference is logged. Every rank computes the same
+    numbers from its own copy of the data set. Testing needs no training data, since
+    the checkpoint holds the buffer.
+
+    Raises:
+        ValueError: If the data set's classes do not fit the loss's ``num_classes``.
+    """
+
+    def __init__(self) -> None:
+        self._frequency: torch.Tensor | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Read the frequencies, if this run trains."""
+        # Only train() has built the loop by now; reading runner.train_loop would
+        # build the training data set for a mere test.
+        loop = runner._train_loop
+        if not isinstance(loop, BaseLoop):
+            return
+        losses = _losses(runner)
+        if not losses:
+            return
+        self._frequency = class_frequency(loop.dataloader.dataset)
+        for loss in losses:
+            loss.set_class_frequency(self._frequency)
+        runner.logger.info(
+            f"class frequencies read from the training data: "
+            f"{len(self._frequency)} classes, "
+            f"{self._frequency.min():.2g} to {self._frequency.max():.2g} of the images"
+        )
+
+    def before_train(self, runner: Runner) -> None:
+        """Put the frequencies back if a checkpoint has replaced them."""
+        if self._frequency is None:
+            return
+        for loss in _losses(runner):
+            loaded = loss.class_frequency.cpu()
+            if loaded.any() and not torch.allclose(loaded, self._frequency):
+                runner.logger.warning(
+                    "the checkpoint's class frequencies differ from those of the "
+                    "training data (by up to "
+                    f"{(loaded - self._frequency).abs().max():.2g}); the training "
+                    "data's are used"
+                )
+            loss.set_class_frequency(self._frequency)
+
+
+def _losses(runner: Runner) -> list[APALoss]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return [module for module in model.modules() if isinstance(module, APALoss)]

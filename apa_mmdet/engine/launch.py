@@ -1,0 +1,92 @@
+"""What tools/train.py and tools/test.py share: options, config, runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import os.path as osp
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..datasets import check_files, set_data_root
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing have in common."""
+    parser.add_argument(
+        "--work-dir", help="folder for logs and checkpoints (work_dirs/<config name>)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="settings to override, as a.b=value; lists as a.b='[x,y]'. data_root=... "
+        "moves every data set and evaluator of the config",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="what started the processes",
+    )
+    # Passed by torch.distributed.launch; torchrun sets the variable itself.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+
+
+def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
+    """Return the config with the options merged and its files looked for.
+
+    Args:
+        args: What a parser with :func:`add_common_arguments` returned.
+        splits: Data sets whose files must be there.
+
+    Raises:
+        SystemExit: If the config file or one of the files it names is not there.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if not osp.isfile(args.config):
+        raise SystemExit(f"no such config file: {args.config}")
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    options = dict(args.cfg_options or {})
+    if "data_root" in options:
+        set_data_root(cfg, options.pop("data_root"))
+    cfg.merge_from_dict(options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join("work_dirs", name)
+    try:
+        check_files(cfg, splits)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Return the config's runner; without a GPU, several processes talk over gloo."""
+    setup_cache_size_limit_of_dynamo()
+    if cfg.launcher == "pytorch" and not torch.cuda.is_available():
+        _prepare_cpu_processes(cfg)
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def _prepare_cpu_processes(cfg: Config) -> None:
+    """Do for CPUs what MMEngine's launcher does for GPUs alone."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    cfg.setdefault(
+        "model_wrapper_cfg",
+        dict(
+            type="MMDistributedDataParallel",
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get("find_unused_parameters", False),
+        ),
+    )

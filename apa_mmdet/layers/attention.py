@@ -1,0 +1,137 @@
+"""Channel and spatial attention with an APA gate, as mmcv plugins."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import build_activation_layer
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+_DROPOUT = 0.1
+
+
+def _hidden_channels(in_channels: int, ratio: int, owner: str) -> int:
+    if ratio < 1 or in_channels < ratio:
+        raise ValueError(
+            f"{owner}(in_channels={in_channels}, ratio={ratio}), expected "
+            f"1 <= ratio <= in_channels; lower ratio"
+        )
+    return in_channels // ratio
+
+
+def _is_apa(gate_cfg: dict) -> bool:
+    return gate_cfg["type"] == "APA"
+
+
+@MODELS.register_module()
+class APASELayer(nn.Module):
+    """Squeeze and excitation whose gate is APA.
+
+    ``y = x * gate(W2 relu(W1 norm(mean(x))))``. With an APA gate the squeezed
+    descriptor passes a LayerNorm and the excitation ends in a Dropout of 0.1, as
+    published; with any other gate both are left out, which is plain SE (Hu et al.,
+    CVPR 2018). Source: Alexandridis et al., ECCV 2024, section 4.
+
+    Use it in any of MMDetection's ResNets through
+    ``plugins=[dict(cfg=dict(type='APASELayer'), position='after_conv3')]``.
+
+    Args:
+        in_channels: Channels C of the input.
+        ratio: The excitation has C // ratio hidden channels.
+        gate_cfg: Config of the gate, an activation layer.
+
+    Raises:
+        ValueError: If ``ratio`` is not in [1, in_channels].
+    """
+
+    _abbr_ = "se"
+
+    def __init__(
+        self, in_channels: int, ratio: int = 16, gate_cfg: dict | None = None
+    ) -> None:
+        super().__init__()
+        gate_cfg = dict(type="APA") if gate_cfg is None else gate_cfg
+        hidden = _hidden_channels(in_channels, ratio, "APASELayer")
+        adaptive = _is_apa(gate_cfg)
+        self.norm = nn.LayerNorm(in_channels) if adaptive else nn.Identity()
+        self.excitation = nn.Sequential(
+            nn.Linear(in_channels, hidden, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, in_channels, bias=False),
+            nn.Dropout(_DROPOUT) if adaptive else nn.Identity(),
+        )
+        self.gate = build_activation_layer(dict(gate_cfg))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (N, C, H, W) scaled per image and channel."""
+        gate = self.gate(self.excitation(self.norm(x.mean((2, 3)))))
+        return x * gate[:, :, None, None]
+
+
+class _ChannelGate(nn.Module):
+    def __init__(self, in_channels: int, hidden: int, gate_cfg: dict) -> None:
+        super().__init__()
+        adaptive = _is_apa(gate_cfg)
+        self.norm = nn.LayerNorm(in_channels) if adaptive else nn.Identity()
+        self.mlp = nn.Sequential(
+            nn.Linear(in_channels, hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, in_channels),
+            nn.Dropout(_DROPOUT) if adaptive else nn.Identity(),
+        )
+        self.gate = build_activation_layer(dict(gate_cfg))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.mlp(self.norm(x.mean((2, 3)))) + self.mlp(
+            self.norm(x.amax((2, 3)))
+        )
+        return x * self.gate(score)[:, :, None, None]
+
+
+class _SpatialGate(nn.Module):
+    def __init__(self, gate_cfg: dict) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        self.gate = build_activation_layer(dict(gate_cfg))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.stack((x.amax(1), x.mean(1)), dim=1)
+        return x * self.gate(self.bn(self.conv(pooled)))
+
+
+@MODELS.register_module()
+class APACBAM(nn.Module):
+    """Convolutional block attention (CBAM, Woo et al., ECCV 2018) with APA gates.
+
+    The channel gate sums a shared two-layer perceptron over the average- and the
+    max-pooled descriptor; the spatial gate is a 7x7 convolution with BN over the
+    channels' maximum and mean. With APA gates the descriptors pass a LayerNorm and the
+    perceptron ends in a Dropout of 0.1, as published (Alexandridis et al., ECCV 2024).
+
+    Args:
+        in_channels: Channels C of the input.
+        ratio: The perceptron has C // ratio hidden channels.
+        gate_cfg: Config of both gates. APA without ``init`` starts at lam in U(0, 1)
+            and kappa in U(0, 1), the published values for CBAM.
+
+    Raises:
+        ValueError: If ``ratio`` is not in [1, in_channels].
+    """
+
+    _abbr_ = "cbam"
+
+    def __init__(
+        self, in_channels: int, ratio: int = 16, gate_cfg: dict | None = None
+    ) -> None:
+        super().__init__()
+        gate_cfg = dict(type="APA") if gate_cfg is None else dict(gate_cfg)
+        if _is_apa(gate_cfg):
+            gate_cfg.setdefault("init", dict(lam=(0.0, 1.0), kappa=(0.0, 1.0)))
+        hidden = _hidden_channels(in_channels, ratio, "APACBAM")
+        self.channel_gate = _ChannelGate(in_channels, hidden, gate_cfg)
+        self.spatial_gate = _SpatialGate(gate_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (N, C, H, W) scaled per channel, then per position."""
+        return self.spatial_gate(self.channel_gate(x))

@@ -1,0 +1,7 @@
+"""Backbones, losses and heads, registered for MMDetection's configs."""
+
+from .backbones import APAResNet, APAResNeXt
+from .losses import APALoss
+from .roi_heads import APABBoxHead, CosineConv2d
+
+__all__ = ["APABBoxHead", "APALoss", "APAResNeXt", "APAResNet", "CosineConv2d"]

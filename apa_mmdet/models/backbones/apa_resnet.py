@@ -1,0 +1,143 @@
+"""MMDetection's ResNet and ResNeXt with one activation module per site."""
+
+from __future__ import annotations
+
+from mmcv.cnn import build_activation_layer
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
+from mmdet.models.backbones.resnext import ResNeXt
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+
+def _build_activation(act_cfg: dict) -> nn.Module:
+    act_cfg = dict(act_cfg)
+    if act_cfg["type"] == "ReLU":
+        act_cfg.setdefault("inplace", True)
+    return build_activation_layer(act_cfg)
+
+
+class _PerSiteBlock:
+    """Mixin for mmdet's residual blocks, which use one ``self.relu`` at every site."""
+
+    _sites = 0
+
+    def __init__(self, *args, act_cfg: dict, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        del self.relu
+        for site in range(1, self._sites + 1):
+            self.add_module(f"act{site}", _build_activation(act_cfg))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad:
+            out = checkpoint.checkpoint(self._sum, x, use_reentrant=False)
+        else:
+            out = self._sum(x)
+        return getattr(self, f"act{self._sites}")(out)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        out = self._residual(x)
+        out += x if self.downsample is None else self.downsample(x)
+        return out
+
+
+class _PerSiteBasicBlock(_PerSiteBlock, BasicBlock):
+    _sites = 2
+
+    def _residual(self, x: Tensor) -> Tensor:
+        return self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
+
+
+class _PerSiteBottleneck(_PerSiteBlock, Bottleneck):
+    _sites = 3
+
+    def _residual(self, x: Tensor) -> Tensor:
+        x = self._plugged(self.act1(self.norm1(self.conv1(x))), 1)
+        x = self._plugged(self.act2(self.norm2(self.conv2(x))), 2)
+        return self._plugged(self.norm3(self.conv3(x)), 3)
+
+    def _plugged(self, x: Tensor, position: int) -> Tensor:
+        if not self.with_plugins:
+            return x
+        return self.forward_plugin(
+            x, getattr(self, f"after_conv{position}_plugin_names")
+        )
+
+
+class _PerSiteResNeXtBottleneck(_PerSiteBottleneck, ResNeXtBottleneck):
+    pass
+
+
+_PER_SITE = {
+    BasicBlock: _PerSiteBasicBlock,
+    Bottleneck: _PerSiteBottleneck,
+    ResNeXtBottleneck: _PerSiteResNeXtBottleneck,
+}
+
+
+class _PerSiteActivations:
+    """Mixin for mmdet's ResNet family; it swaps blocks and stem while they are built.
+
+    ``arch_settings`` keeps naming mmdet's own blocks, because ResNet compares against
+    them when it decides on ``zero_init_residual``.
+    """
+
+    def __init__(self, *args, act_cfg: dict | None = None, **kwargs) -> None:
+        # Read while super().__init__ builds the layers.
+        self.act_cfg = dict(type="AGLU") if act_cfg is None else act_cfg
+        super().__init__(*args, **kwargs)
+
+    def make_res_layer(self, block: type, **kwargs) -> nn.Sequential:
+        """Build a stage from the per-site twin of ``block``."""
+        return super().make_res_layer(
+            block=_PER_SITE[block], act_cfg=self.act_cfg, **kwargs
+        )
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        super()._make_stem_layer(in_channels, stem_channels)
+        if not self.deep_stem:
+            self.relu = _build_activation(self.act_cfg)
+            return
+        for index, module in enumerate(self.stem):
+            if type(module) is nn.ReLU:
+                self.stem[index] = _build_activation(self.act_cfg)
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        # mmdet freezes conv1 and norm1 only: its ReLU has no parameters.
+        if self.frozen_stages >= 0 and not self.deep_stem:
+            self.relu.requires_grad_(False)
+
+
+@MODELS.register_module()
+class APAResNet(_PerSiteActivations, ResNet):
+    """MMDetection's ResNet (depth 18 to 152) with one activation module per site.
+
+    The stem's activation is ``relu`` (a deep stem keeps its indices), a BasicBlock has
+    ``act1`` and ``act2``, a Bottleneck ``act1`` to ``act3``, the last one after the
+    addition. All other keys are those of mmdet's ResNet, so its checkpoints load.
+    Stages that ``frozen_stages`` freezes freeze their activations too, the stem's with
+    the stem. With ``act_cfg=dict(type='ReLU')`` it computes what mmdet's ResNet does.
+
+    Source: Alexandridis et al., ECCV 2024, section 4.
+
+    Args:
+        *args: As in mmdet's ResNet.
+        act_cfg: Config of the activation, by default ``dict(type='AGLU')``. Use
+            ``dict(type='AGLU', init='relu')`` with weights pretrained with ReLU.
+        **kwargs: As in mmdet's ResNet.
+    """
+
+
+@MODELS.register_module()
+class APAResNeXt(_PerSiteActivations, ResNeXt):
+    """MMDetection's ResNeXt (depth 50 to 152) with one activation module per site.
+
+    Names, freezing and arguments are those of :class:`APAResNet`.
+
+    Args:
+        *args: As in mmdet's ResNeXt.
+        act_cfg: Config of the activation, by default ``dict(type='AGLU')``.
+        **kwargs: As in mmdet's ResNeXt.
+    """

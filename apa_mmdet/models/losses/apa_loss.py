@@ -1,0 +1,239 @@
+"""APALoss: classification by APA for long-tailed detection."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from mmdet.models.losses import accuracy
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from ...ops import apa, apa_cross_entropy
+
+# The published loss clamps logits to [-10, 10], where a Gumbel positive has the slope
+# exp(10). Past it the loss goes on along its tangent instead of losing its gradient.
+_MAX_SLOPE = math.exp(10.0)
+
+
+@MODELS.register_module()
+class APALoss(nn.Module):
+    """Binary cross-entropy over ``APA(logit)``, one logit per class, no background.
+
+    ``lam = 1`` is the sigmoid classifier, ``lam = 0`` the Gumbel classifier of GOL
+    (Alexandridis et al., ECCV 2022). The loss is the sum over classes, averaged over
+    proposals. It follows MMDetection's contract for losses with an activation of their
+    own, so it is used as ``loss_cls`` of any Shared2FC or ConvFC box head, Cascade and
+    HTC included; the background score is 0.
+
+    With ``rare_threshold``, negatives of classes whose ``class_frequency`` is below it
+    are dropped (DropLoss, Hsieh et al., AAAI 2021): all of them on foreground
+    proposals; on background proposals each is kept with probability (foreground
+    proposals of rare classes) / (foreground proposals), 0 if there is no foreground.
+
+    Args:
+        num_classes: Number of classes C, background excluded.
+        lam: Starting ``lam >= 0``.
+        kappa: Starting ``kappa > 0``.
+        learnable: None for fixed values, ``'shared'`` for one learnable pair,
+            ``'class'`` for one pair per class.
+        rare_threshold: Frequency below which a class is rare; 0.0011 is published for
+            LVIS v1. None drops nothing.
+        loss_weight: Factor on the loss.
+        reduction: ``'mean'`` (by proposals, or ``avg_factor``), ``'sum'`` or
+            ``'none'`` (N, C).
+
+    Attributes:
+        class_frequency: Buffer (C,), the share of annotated training images that show
+            each class; zeros until ``ClassFrequencyHook`` or a checkpoint fills it.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    custom_cls_channels = True
+    custom_activation = True
+    custom_accuracy = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        lam: float = 0.0,
+        kappa: float = 1.0,
+        learnable: str | None = None,
+        rare_threshold: float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes={num_classes!r}, expected an integer >= 1")
+        if not 0 <= lam < math.inf:
+            raise ValueError(
+                f"lam={lam}, expected a finite value >= 0; 0 is the Gumbel classifier "
+                f"and 1 the sigmoid"
+            )
+        if not 0 < kappa < math.inf:
+            raise ValueError(
+                f"kappa={kappa}, expected a finite value > 0: a score must rise with "
+                f"its logit"
+            )
+        if learnable not in (None, "shared", "class"):
+            raise ValueError(
+                f"learnable={learnable!r}, expected None, 'shared' or 'class'"
+            )
+        if rare_threshold is not None and not 0 < rare_threshold <= 1:
+            raise ValueError(
+                f"rare_threshold={rare_threshold}, expected a share of images in "
+                f"(0, 1], or None to drop nothing"
+            )
+        _check_reduction(reduction)
+        self.num_classes = num_classes
+        self.learnable = learnable
+        self.rare_threshold = rare_threshold
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+        shape = (num_classes,) if learnable == "class" else (1,)
+        for name, value in (("lambda_param", lam), ("kappa_param", kappa)):
+            tensor = torch.full(shape, float(value))
+            if learnable is None:
+                self.register_buffer(name, tensor, persistent=False)
+            else:
+                self.register_parameter(name, nn.Parameter(tensor))
+        self.register_buffer("class_frequency", torch.zeros(num_classes))
+
+    def init_weights(self) -> None:
+        """Refuse to start a training that needs class frequencies and has none.
+
+        MMEngine's Runner calls this after the hooks' ``before_run`` and before the
+        first iteration.
+
+        Raises:
+            RuntimeError: If ``rare_threshold`` is set and ``class_frequency`` is empty.
+        """
+        self._require_frequency()
+
+    def set_class_frequency(self, frequency: Tensor) -> None:
+        """Fill ``class_frequency``.
+
+        Args:
+            frequency: Shape (C,), shares of images in [0, 1].
+
+        Raises:
+            ValueError: If the shape or a value does not fit.
+        """
+        if frequency.shape != self.class_frequency.shape:
+            raise ValueError(
+                f"class frequencies have shape {tuple(frequency.shape)}, but APALoss "
+                f"has num_classes={self.num_classes}; set num_classes of the box head, "
+                f"its loss and the mask head to the data set's {frequency.numel()} "
+                f"classes"
+            )
+        if not bool(((frequency >= 0) & (frequency <= 1)).all()) or not frequency.any():
+            raise ValueError(
+                "class frequencies must be shares of images in [0, 1], not all zero; "
+                f"got values from {frequency.min():g} to {frequency.max():g}"
+            )
+        self.class_frequency.copy_(frequency)
+
+    def get_cls_channels(self, num_classes: int) -> int:
+        """Return the number of logits for ``num_classes`` classes: as many.
+
+        Raises:
+            ValueError: If it is not the ``num_classes`` of this loss.
+        """
+        if num_classes != self.num_classes:
+            raise ValueError(
+                f"the box head has num_classes={num_classes} but its APALoss has "
+                f"num_classes={self.num_classes}; set both to the data set's number of "
+                f"classes"
+            )
+        return num_classes
+
+    def get_activation(self, cls_score: Tensor) -> Tensor:
+        """Return scores (N, C + 1) in float32, the background's (last) being 0."""
+        scores = apa(cls_score.float(), self.lambda_param, self.kappa_param)
+        return torch.cat([scores, scores.new_zeros(scores.shape[0], 1)], dim=1)
+
+    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return ``acc_classes``, the top-1 accuracy (%) on foreground proposals."""
+        foreground = self._foreground(labels)
+        return {"acc_classes": accuracy(cls_score[foreground], labels[foreground])}
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Return the classification loss.
+
+        Args:
+            cls_score: Logits (N, C).
+            labels: (N,), int64; C is background, negative values are ignored.
+            weight: Factor per proposal (N,).
+            avg_factor: Divisor of the sum under ``'mean'``, by default N.
+            reduction_override: Takes the place of ``reduction``.
+            **kwargs: Ignored, as in MMDetection's other losses.
+
+        Raises:
+            RuntimeError: If class frequencies are needed and absent.
+        """
+        reduction = reduction_override or self.reduction
+        _check_reduction(reduction)
+        loss = self.loss_weight * apa_cross_entropy(
+            cls_score,
+            labels,
+            self.lambda_param,
+            self.kappa_param,
+            weight=self._weights(labels, weight),
+            max_slope=_MAX_SLOPE,
+        )
+        if reduction == "none":
+            return loss
+        if reduction == "sum":
+            return loss.sum()
+        return loss.sum() / (max(len(labels), 1) if avg_factor is None else avg_factor)
+
+    def _foreground(self, labels: Tensor) -> Tensor:
+        return (labels >= 0) & (labels < self.num_classes)
+
+    def _weights(self, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """Return factors that broadcast to (N, C)."""
+        rows = (labels >= 0).to(self.class_frequency.dtype)
+        if weight is not None:
+            rows = rows * weight
+        if self.rare_threshold is None:
+            return rows[:, None]
+        return rows[:, None] * self._kept(labels)
+
+    def _kept(self, labels: Tensor) -> Tensor:
+        """Return (N, C), False where a rare class's negative is dropped."""
+        self._require_frequency()
+        rare = self.class_frequency < self.rare_threshold
+        foreground = self._foreground(labels)
+        shown = rare[labels.clamp(0, self.num_classes - 1)] & foreground
+        ratio = shown.sum() / foreground.sum().clamp(min=1)
+        drawn = torch.rand(len(labels), self.num_classes, device=labels.device) < ratio
+        kept = ~rare | (drawn & ~foreground[:, None])
+        rows = foreground.nonzero().squeeze(1)
+        kept[rows, labels[rows]] = True
+        return kept
+
+    def _require_frequency(self) -> None:
+        if self.rare_threshold is not None and not self.class_frequency.any():
+            raise RuntimeError(
+                f"APALoss(rare_threshold={self.rare_threshold}) needs the training "
+                f"data's class frequencies and has none. Add "
+                f"dict(type='ClassFrequencyHook') to custom_hooks, load a checkpoint "
+                f"that holds class_frequency, call set_class_frequency(), or set "
+                f"rare_threshold=None"
+            )
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction={reduction!r}, expected 'mean', 'sum' or 'none'")

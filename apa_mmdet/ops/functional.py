@@ -1,0 +1,312 @@
+"""APA, AGLU, ln APA and the APA cross-entropy as differentiable functions.
+
+Arithmetic is done in float32 or better whatever the input's dtype, and the result has
+the input's dtype. Only the input and the two parameters are kept for backward.
+
+An optimiser may push ``lam`` below zero, where APA is not defined. The functions then
+use ``lam = 0`` and hand ``lam`` the derivative at 0, so that it can come back.
+
+Source: Adaptive Parametric Activation, Alexandridis et al., ECCV 2024, eq. 3 and 5;
+the closed forms are in :mod:`apa_mmdet.ops.formula`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import cpu, formula
+
+_VALUES = {"apa": formula.apa, "aglu": formula.aglu, "log_apa": formula.log_apa}
+
+
+def _log_apa_grads(
+    x: Tensor, lam: Tensor, kappa: Tensor, need_lam: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, r, m = formula.positive_cross_entropy(kappa * x, lam)
+    return kappa * r, m, x * r
+
+
+_GRADS = {
+    "apa": formula.apa_grads,
+    "aglu": formula.aglu_grads,
+    "log_apa": _log_apa_grads,
+}
+
+
+class _RefuseSecondDerivative(Function):
+    """Pass gradients on, and say plainly that they cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, count, *anchors_and_grads):
+        # The anchors tie the result to the graph even if grad_output is a constant.
+        grads = anchors_and_grads[count:]
+        return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "second derivatives of APA's functions are not implemented: the gradient "
+            "of apa, aglu, log_apa or apa_cross_entropy was itself differentiated. "
+            "Drop create_graph=True, or write (1 + lam * exp(-kappa * x)) ** "
+            "(-1 / lam) in plain torch for that term."
+        )
+
+
+def _first_order_only(
+    inputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # backward runs under create_graph=True
+        return _RefuseSecondDerivative.apply(len(inputs), *inputs, *grads)
+    return grads
+
+
+def _channel_axis(x: Tensor, channel_dim: int | None) -> int:
+    if channel_dim is not None:
+        if not -x.dim() <= channel_dim < x.dim():
+            raise ValueError(
+                f"channel_dim={channel_dim} is not an axis of x with shape "
+                f"{tuple(x.shape)}; give a value from {-x.dim()} to {x.dim() - 1}"
+            )
+        return channel_dim % x.dim()
+    return 1 if x.dim() in (2, 4, 5) else x.dim() - 1
+
+
+def _check(x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None) -> int:
+    """Raise on what cannot be computed; return the channel axis."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"x must be a floating-point tensor (float16, bfloat16, float32 or "
+            f"float64), got {got}; convert it with x.float()"
+        )
+    axis = _channel_axis(x, channel_dim) if x.dim() else 0
+    channels = x.shape[axis] if x.dim() else 1
+    for name, param in (("lam", lam), ("kappa", kappa)):
+        if not isinstance(param, Tensor) or not param.is_floating_point():
+            got = param.dtype if isinstance(param, Tensor) else type(param).__name__
+            raise TypeError(
+                f"{name} must be a floating-point tensor of shape (1,) or (C,), got "
+                f"{got}; wrap a number as torch.tensor([value])"
+            )
+        if param.dim() != 1 or param.shape[0] not in (1, channels):
+            raise ValueError(
+                f"{name} has shape {tuple(param.shape)}, expected (1,) or "
+                f"({channels},): x with shape {tuple(x.shape)} has {channels} "
+                f"channels on axis {axis}; set num_parameters to that, or channel_dim "
+                f"to the axis that holds the channels"
+            )
+    return axis
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _broadcast(param: Tensor, x: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    if param.shape[0] == 1:
+        return param.to(dtype).reshape(())
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return param.to(dtype).reshape(shape)
+
+
+def _prepare(
+    x: Tensor, lam: Tensor, kappa: Tensor, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _compute_dtype(x, lam, kappa)
+    return (
+        x.to(dtype),
+        _broadcast(lam, x, axis, dtype).clamp(min=0),
+        _broadcast(kappa, x, axis, dtype),
+    )
+
+
+def _reduce(grad: Tensor, param: Tensor, axis: int) -> Tensor:
+    """Sum ``grad`` over all but the channels that ``param`` tells apart."""
+    if param.shape[0] == 1:
+        total = grad.sum().reshape(1)
+    else:
+        total = grad.sum([i for i in range(grad.dim()) if i != axis])
+    return total.to(param.dtype)
+
+
+class _Activation(Function):
+    @staticmethod
+    def forward(ctx, x, lam, kappa, name, axis):
+        ctx.save_for_backward(x, lam, kappa)
+        ctx.name, ctx.axis = name, axis
+        ctx.lean = name == "aglu" and cpu.applies(x, lam, kappa)
+        if ctx.lean:
+            dtype = _compute_dtype(x, lam, kappa)
+            return cpu.aglu(x, lam.item(), kappa.item(), dtype)
+        return _VALUES[name](*_prepare(x, lam, kappa, axis)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, lam, kappa = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        compute = _lean_grads if ctx.lean else _grads
+        with torch.no_grad():
+            grads = compute(ctx, x, lam, kappa, grad_output, needs)
+        return *_first_order_only((x, lam, kappa), grads), None, None
+
+
+def _grads(ctx, x, lam, kappa, grad_output, needs):
+    args = _prepare(x, lam, kappa, ctx.axis)
+    d_x, d_lam, d_kappa = _GRADS[ctx.name](*args, need_lam=needs[1])
+    grad = grad_output.to(d_x.dtype)
+    return (
+        (grad * d_x).to(x.dtype) if needs[0] else None,
+        _reduce(grad * d_lam, lam, ctx.axis) if needs[1] else None,
+        _reduce(grad * d_kappa, kappa, ctx.axis) if needs[2] else None,
+    )
+
+
+def _lean_grads(ctx, x, lam, kappa, grad_output, needs):
+    dtype = _compute_dtype(x, lam, kappa)
+    grad_x, *sums = cpu.aglu_backward(
+        x, grad_output, lam.item(), kappa.item(), dtype, needs
+    )
+    grad_lam, grad_kappa = (
+        torch.full_like(param, total) if need else None
+        for param, total, need in zip((lam, kappa), sums, needs[1:])
+    )
+    return grad_x, grad_lam, grad_kappa
+
+
+def _activate(name, x, lam, kappa, channel_dim):
+    axis = _check(x, lam, kappa, channel_dim)
+    return _Activation.apply(x, lam, kappa, name, axis)
+
+
+def apa(
+    x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None = None
+) -> Tensor:
+    """Return ``APA(x) = (1 + lam * exp(-kappa * x)) ** (-1 / lam)``.
+
+    Args:
+        x: Floating tensor of any shape and strides; it may be empty.
+        lam: Shape (1,) or (C,); negative values act as 0, the Gumbel limit
+            ``exp(-exp(-kappa * x))``. 1 is the logistic sigmoid.
+        kappa: Shape (1,) or (C,).
+        channel_dim: Axis that holds the C channels. By default 1 for tensors of 2, 4
+            and 5 axes (N x C, NCHW, NCDHW), the last one otherwise (N x L x C tokens).
+
+    Returns:
+        Values in [0, 1], in the shape and dtype of ``x``.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If ``lam`` or ``kappa`` does not fit the channels of ``x``.
+    """
+    return _activate("apa", x, lam, kappa, channel_dim)
+
+
+def aglu(
+    x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None = None
+) -> Tensor:
+    """Return ``AGLU(x) = x * APA(x)``; SiLU for ``lam = kappa = 1``.
+
+    Arguments, result and errors are those of :func:`apa`.
+    """
+    return _activate("aglu", x, lam, kappa, channel_dim)
+
+
+def log_apa(
+    x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None = None
+) -> Tensor:
+    """Return ``ln APA(x)``, exact where APA itself would underflow.
+
+    Arguments, shape, dtype and errors are those of :func:`apa`.
+    """
+    return _activate("log_apa", x, lam, kappa, channel_dim)
+
+
+class _CrossEntropy(Function):
+    @staticmethod
+    def forward(ctx, logits, lam, kappa, labels, weight, max_slope):
+        ctx.save_for_backward(logits, lam, kappa, labels, weight)
+        ctx.max_slope = max_slope
+        loss, *_ = _cross_entropy_terms(logits, lam, kappa, labels, max_slope)
+        return loss if weight is None else loss.mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        logits, lam, kappa, labels, weight = ctx.saved_tensors
+        need_logits, need_lam, need_kappa = ctx.needs_input_grad[:3]
+        with torch.no_grad():
+            _, r, m = _cross_entropy_terms(logits, lam, kappa, labels, ctx.max_slope)
+            grad = grad_output if weight is None else grad_output * weight
+            r.mul_(grad)
+            grads = (
+                (r * _broadcast(kappa, logits, 1, r.dtype)).to(logits.dtype)
+                if need_logits
+                else None,
+                _reduce(m.mul_(grad), lam, 1) if need_lam else None,
+                _reduce(r.mul_(logits), kappa, 1) if need_kappa else None,
+            )
+        return *_first_order_only((logits, lam, kappa), grads), None, None, None
+
+
+def _cross_entropy_terms(logits, lam, kappa, labels, max_slope):
+    """Return loss, ``r`` and ``m`` (N, C): those of the label's class and the rest."""
+    x, lam, kappa = _prepare(logits, lam, kappa, 1)
+    u = kappa * x
+    terms = formula.negative_cross_entropy(u, lam)
+    rows = ((labels >= 0) & (labels < logits.shape[1])).nonzero().squeeze(1)
+    at = (rows, labels[rows])
+    loss, r, m = formula.positive_cross_entropy(u[at], lam.expand_as(u)[at], max_slope)
+    for term, value in zip(terms, (loss, -r, -m)):
+        term[at] = value
+    return terms
+
+
+def apa_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    lam: Tensor,
+    kappa: Tensor,
+    weight: Tensor | None = None,
+    max_slope: float | None = None,
+) -> Tensor:
+    """Return the binary cross-entropy of ``APA(logits)``, one term per class.
+
+    The label's class contributes ``-ln APA(z)``, every other ``-ln(1 - APA(z))``; both
+    are formed from ``ln APA`` and never from a clamped probability. ``lam = 1`` is
+    binary cross-entropy with logits, ``lam = 0`` that of the Gumbel classifier (GOL,
+    Alexandridis et al., ECCV 2022, eq. 8).
+
+    Args:
+        logits: Shape (N, C), floating; N may be 0.
+        labels: Shape (N,), int64. A value outside [0, C), such as MMDetection's
+            background label C, makes every class of its row a negative.
+        lam: Shape (1,) or (C,); negative values act as 0.
+        kappa: Shape (1,) or (C,).
+        weight: Factors that broadcast to (N, C), without gradient.
+        max_slope: If given, the loss of the label's class continues along its tangent
+            from where its derivative by ``-kappa * z`` reaches this value, so that it
+            stays finite for any finite logit even though ``-ln APA`` grows like
+            ``exp(-kappa * z)`` for ``lam`` near 0. No effect for
+            ``lam >= 1 / max_slope``.
+
+    Returns:
+        Losses of shape (N, C), in float32 or better.
+
+    Raises:
+        TypeError: If ``logits``, ``lam`` or ``kappa`` is not a floating-point tensor.
+        ValueError: If shapes do not fit or ``max_slope`` is not positive.
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)} and labels "
+            f"{tuple(labels.shape)}, expected (N, C) and (N,)"
+        )
+    if max_slope is not None and not max_slope > 0:
+        raise ValueError(f"max_slope={max_slope}, expected a positive number or None")
+    _check(logits, lam, kappa, 1)
+    return _CrossEntropy.apply(logits, lam, kappa, labels, weight, max_slope)

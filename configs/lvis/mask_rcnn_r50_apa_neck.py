@@ -1,0 +1,2 @@
+_base_ = "./mask_rcnn_r50_apa.py"
+model = dict(neck=dict(act_cfg=dict(type="AGLU")))

@@ -1,0 +1,40 @@
+"""Fixtures that several test files share."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+from apa_mmdet.datasets.mini_lvis import make_mini_lvis
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_trace():
+    """A Runner sets the default scope and the seeds of the whole process."""
+    scopes = dict(DefaultScope._instance_dict)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@pytest.fixture(scope="session")
+def repo():
+    """The checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def mini_lvis(tmp_path_factory):
+    """The folder of the smallest mini-LVIS."""
+    root = tmp_path_factory.mktemp("data") / "mini_lvis"
+    make_mini_lvis(root, num_train=375, num_val=60, image_size=96)
+    return root

@@ -1,0 +1,174 @@
+"""The shipped configs: they build, and say no more than they mean to."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
+
+from apa_mmdet.datasets.mini_lvis import CLASSES
+from apa_mmdet.layers import AGLU, APASELayer
+from apa_mmdet.models import APALoss, APAResNet, CosineConv2d
+
+ROOT = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.glob("*/*.py")
+    if path.parent.name != "_base_"
+)
+
+
+def load(name):
+    return Config.fromfile(ROOT / name)
+
+
+def build(cfg, num_classes=5):
+    """Build the config's model, with few classes to be quick."""
+    register_all_modules(init_default_scope=True)
+    heads = cfg.model.roi_head
+    for head in (heads.bbox_head, heads.mask_head, heads.bbox_head.loss_cls):
+        if "num_classes" in head:
+            head.num_classes = num_classes
+    return MODELS.build(cfg.model)
+
+
+def difference(ours, base, path=()):
+    """Return {path: (base's value, our value)} where two configs differ."""
+    if isinstance(ours, dict) and isinstance(base, dict):
+        found = {}
+        for key in {*ours, *base}:
+            found |= difference(ours.get(key), base.get(key), (*path, key))
+        return found
+    return {} if ours == base else {".".join(path): (base, ours)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_builds_and_treats_lambda_and_kappa_right(name):
+    cfg = load(name)
+    assert cfg.custom_imports.imports == ["apa_mmdet"]
+    assert cfg.optim_wrapper.clip_grad.max_norm == 35
+    model = build(cfg)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    names = {
+        id(param): key for key, param in model.named_parameters() if param.requires_grad
+    }
+    seen = 0
+    for group in wrapper.optimizer.param_groups:
+        for param in group["params"]:
+            if names[id(param)].endswith(("lambda_param", "kappa_param")):
+                assert group["weight_decay"] == 0, names[id(param)]
+                seen += 1
+            else:
+                assert group["weight_decay"] > 0, names[id(param)]
+    assert seen == sum(key.endswith("a_param") for key in names.values())
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        (
+            "softmax_head",
+            {
+                "model.roi_head.bbox_head.loss_cls.type",
+                "model.roi_head.bbox_head.loss_cls.use_sigmoid",
+                "model.roi_head.bbox_head.loss_cls.num_classes",
+                "model.roi_head.bbox_head.loss_cls.lam",
+                "model.roi_head.bbox_head.loss_cls.learnable",
+                "model.roi_head.bbox_head.loss_cls.rare_threshold",
+                "model.roi_head.bbox_head.prior",  # there is no APALoss to invert
+                "loss_cls",  # the config's own variable
+            },
+        ),
+        (
+            "sigmoid_head",
+            {
+                "model.roi_head.bbox_head.loss_cls.lam",
+                "model.roi_head.bbox_head.loss_cls.learnable",
+            },
+        ),
+        ("gumbel_head", {"model.roi_head.bbox_head.loss_cls.learnable"}),
+        (
+            "relu_backbone",
+            {"model.backbone.act_cfg.type", "model.backbone.act_cfg.init"},
+        ),
+        ("apa_neck", {"model.neck.act_cfg"}),
+    ],
+)
+def test_controls_differ_in_one_thing(name, expected):
+    base = load("lvis/mask_rcnn_r50_apa.py")._cfg_dict.to_dict()
+    ours = load(f"lvis/mask_rcnn_r50_{name}.py")._cfg_dict.to_dict()
+    assert set(difference(ours, base)) == expected
+
+
+def test_main_config_starts_relu_like_at_the_published_prior():
+    model = build(load("lvis/mask_rcnn_r50_apa.py"))
+    assert isinstance(model.backbone, APAResNet)
+    assert model.backbone.layer4[2].act3.kappa_param == 50
+    model.roi_head.bbox_head.loss_cls.set_class_frequency(torch.full((5,), 0.1))
+    model.roi_head.bbox_head.init_weights()
+    bias = model.roi_head.bbox_head.fc_cls.bias
+    torch.testing.assert_close(bias, torch.full((5,), -2.0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("depth, blocks", [(50, 16), (101, 33)])
+def test_published_model(depth, blocks):
+    cfg = load(f"lvis/mask_rcnn_se_r{depth}_apa.py")
+    assert cfg.train_cfg.max_epochs == 24
+    assert cfg.param_scheduler[1].milestones == [16, 22]
+    rcnn = cfg.model.test_cfg.rcnn
+    assert (rcnn.score_thr, rcnn.nms.iou_threshold) == (1e-4, 0.3)
+    assert (rcnn.max_per_img, rcnn.mask_thr_binary) == (300, 0.4)
+    assert cfg.model.backbone.init_cfg.checkpoint.startswith("pretrained/")
+    model = build(cfg)
+    layers = [m for m in model.backbone.modules() if isinstance(m, APASELayer)]
+    assert len(layers) == blocks
+    sites = [m for m in model.backbone.modules() if isinstance(m, AGLU)]
+    assert len(sites) == 3 * blocks + 1
+    assert all(1 <= site.kappa_param <= 1.3 for site in sites)
+    loss = model.roi_head.bbox_head.loss_cls
+    assert loss.learnable is None and loss.lambda_param == 0
+    assert loss.rare_threshold == 0.0011
+    predictor = model.roi_head.mask_head.conv_logits
+    if depth == 50:
+        assert isinstance(predictor, CosineConv2d)
+        assert model.roi_head.mask_head.upsample_method == "carafe"
+    else:
+        assert predictor.tempearture == 20
+        assert model.roi_head.mask_head.upsample_method == "deconv"
+
+
+def test_mini_lvis_names_the_generators_classes():
+    cfg = load("mini_lvis/mask_rcnn_r18_apa.py")
+    assert cfg.metainfo.classes == CLASSES
+    heads = cfg.model.roi_head
+    for head in (heads.bbox_head, heads.mask_head, heads.bbox_head.loss_cls):
+        assert head.num_classes == len(CLASSES)
+    assert isinstance(build(cfg).roi_head.bbox_head.loss_cls, APALoss)
+
+
+@pytest.mark.parametrize("kind", ["FPN", "PAFPN", "FPN_CARAFE"])
+def test_necks_take_aglu(kind):
+    register_all_modules(init_default_scope=True)
+    channels = [8, 16, 32]
+    neck = MODELS.build(
+        ConfigDict(
+            type=kind,
+            in_channels=channels,
+            out_channels=8,
+            num_outs=4,
+            act_cfg=dict(type="AGLU"),
+        )
+    )
+    sites = [m for m in neck.modules() if isinstance(m, AGLU)]
+    assert sites
+    if kind == "FPN_CARAFE":  # its upsampling has no CPU kernel
+        return
+    inputs = tuple(
+        torch.randn(1, c, 32 // 2**i, 32 // 2**i) for i, c in enumerate(channels)
+    )
+    sum(level.square().mean() for level in neck(inputs)).backward()
+    for site in sites:
+        assert site.lambda_param.grad.isfinite().all()

@@ -1,0 +1,94 @@
+"""Looking for a config's files, and moving its data root."""
+
+import json
+
+import pytest
+from mmengine.config import Config
+
+from apa_mmdet.datasets import check_files, set_data_root
+
+URL = "http://images.cocodataset.org/"
+
+
+def config(root, **model):
+    dataset = dict(
+        type="LVISV1Dataset",
+        data_root=f"{root}/",
+        ann_file="annotations/lvis_v1_train.json",
+        data_prefix=dict(img=""),
+    )
+    return Config(
+        dict(
+            data_root=f"{root}/",
+            model=dict(type="MaskRCNN", **model),
+            train_dataloader=dict(
+                dataset=dict(type="ClassBalancedDataset", dataset=dataset)
+            ),
+            val_dataloader=dict(
+                dataset=dict(dataset, ann_file="annotations/lvis_v1_val.json")
+            ),
+            val_evaluator=dict(ann_file=f"{root}/annotations/lvis_v1_val.json"),
+        )
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        folder = tmp_path / f"{split}2017"
+        folder.mkdir()
+        images = [dict(coco_url=f"{URL}{split}2017/{i}.jpg") for i in (1, 2, 3)]
+        for i in (1, 3):
+            (folder / f"{i}.jpg").touch()
+        text = json.dumps(dict(annotations=[], images=images))
+        (tmp_path / "annotations" / f"lvis_v1_{split}.json").write_text(text)
+    return tmp_path
+
+
+def test_complete_data_passes(root):
+    check_files(config(root))
+
+
+@pytest.mark.parametrize(
+    "missing, text",
+    [
+        ("annotations/lvis_v1_train.json", "the train annotations"),
+        ("annotations/lvis_v1_val.json", "the val annotations"),
+        ("train2017/1.jpg", "a train image named in"),
+        ("val2017/3.jpg", "a val image named in"),
+    ],
+)
+def test_missing_files_are_named(root, missing, text):
+    (root / missing).unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        check_files(config(root))
+    message = str(error.value)
+    assert text in message and str(root / missing) in message
+    assert "expected layout" in message and "make_mini_lvis.py" in message
+
+
+def test_only_the_asked_splits_are_looked_at(root):
+    (root / "annotations/lvis_v1_train.json").unlink()
+    check_files(config(root), splits=("val",))
+
+
+def test_missing_pretrained_weights(root, tmp_path):
+    start = dict(type="Pretrained", checkpoint=str(tmp_path / "se.pth"))
+    cfg = config(root, backbone=dict(init_cfg=start))
+    with pytest.raises(FileNotFoundError, match="se.pth\n.*github.com/kostas1515/AGLU"):
+        check_files(cfg)
+    (tmp_path / "se.pth").touch()
+    check_files(cfg)
+    start["checkpoint"] = "torchvision://resnet50"
+    check_files(config(root, backbone=dict(init_cfg=start)))
+
+
+def test_data_root_moves_everything(root):
+    cfg = config("/somewhere/else")
+    set_data_root(cfg, str(root))
+    check_files(cfg)
+    assert cfg.data_root == f"{root}/"
+    assert cfg.val_evaluator.ann_file == f"{root}/annotations/lvis_v1_val.json"
+    with pytest.raises(KeyError, match="no data_root"):
+        set_data_root(Config(dict(model=dict())), "x")

@@ -1,0 +1,101 @@
+"""ClassFrequencyHook in a Runner: training, resuming on other data, testing."""
+
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+
+from apa_mmdet.models import APALoss
+
+
+@DATASETS.register_module(force=True)
+class FrequencyToy(BaseDataset):
+    """Images given by the labels they show."""
+
+    METAINFO = dict(classes=("a", "b", "c"))
+
+    def __init__(self, shown, **kwargs):
+        self.shown = shown
+        super().__init__(pipeline=[], **kwargs)
+
+    def load_data_list(self):
+        return [dict(labels=labels) for labels in self.shown]
+
+    def get_cat_ids(self, idx):
+        return self.shown[idx]
+
+    def prepare_data(self, idx):
+        return dict(inputs=torch.ones(2), labels=self.shown[idx][0])
+
+
+class Model(BaseModel):
+    """A linear classifier under APALoss."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.fc = torch.nn.Linear(2, num_classes)
+        self.loss_cls = APALoss(num_classes, rare_threshold=0.3, learnable="shared")
+
+    def forward(self, inputs, labels, mode):
+        labels = torch.as_tensor(labels)
+        return dict(loss=self.loss_cls(self.fc(torch.stack(inputs)), labels))
+
+
+SHOWN = [[0], [0, 1], [0], [0, 2], [0]]
+EXPECTED = torch.tensor([1.0, 0.2, 0.2])
+
+
+def runner(tmp_path, shown=SHOWN, model=None, hooks=True, **kwargs):
+    return Runner(
+        model=model or Model(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type="DefaultSampler", shuffle=True),
+            dataset=dict(type="FrequencyToy", shown=shown),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
+        custom_hooks=[dict(type="mmdet.ClassFrequencyHook")] if hooks else None,
+        experiment_name=f"{tmp_path.name}_{torch.randint(10**9, ()).item()}",
+        **kwargs,
+    )
+
+
+def test_fills_the_buffer_and_the_checkpoint(tmp_path):
+    run = runner(tmp_path)
+    run.train()
+    torch.testing.assert_close(run.model.loss_cls.class_frequency, EXPECTED)
+    saved = torch.load(tmp_path / "epoch_1.pth")["state_dict"]
+    torch.testing.assert_close(saved["loss_cls.class_frequency"], EXPECTED)
+
+
+def test_training_data_wins_over_a_checkpoint(tmp_path):
+    runner(tmp_path / "first").train()
+    run = runner(
+        tmp_path / "second",
+        shown=[[1], [0]],
+        load_from=str(tmp_path / "first" / "epoch_1.pth"),
+    )
+    run.train()
+    expected = torch.tensor([0.5, 0.5, 0.0])
+    torch.testing.assert_close(run.model.loss_cls.class_frequency, expected)
+    log = "".join(path.read_text() for path in (tmp_path / "second").rglob("*.log"))
+    assert "class frequencies differ" in log
+
+
+def test_wrong_number_of_classes_stops_before_training(tmp_path):
+    run = runner(tmp_path, model=Model(num_classes=5))
+    with pytest.raises(ValueError, match="num_classes=5.*data set's 3 classes"):
+        run.train()
+    assert run.iter == 0
+
+
+def test_absent_hook_stops_before_training(tmp_path):
+    run = runner(tmp_path, hooks=False)
+    with pytest.raises(RuntimeError, match="ClassFrequencyHook"):
+        run.train()
+    assert run.iter == 0

@@ -1,0 +1,146 @@
+"""APAResNet and APAResNeXt against mmdet's own."""
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet, ResNeXt
+
+from apa_mmdet.layers import AGLU
+from apa_mmdet.models import APAResNet, APAResNeXt
+
+RELU = dict(type="ReLU")
+SMALL = dict(base_channels=8)
+X = torch.randn(2, 3, 64, 64)
+
+VARIANTS = {
+    "r18": (APAResNet, ResNet, dict(depth=18, **SMALL)),
+    "r50": (APAResNet, ResNet, dict(depth=50, **SMALL)),
+    "r101_caffe": (APAResNet, ResNet, dict(depth=101, style="caffe", **SMALL)),
+    "deep_stem": (
+        APAResNet,
+        ResNet,
+        dict(depth=50, deep_stem=True, avg_down=True, **SMALL),
+    ),
+    "with_cp": (APAResNet, ResNet, dict(depth=50, with_cp=True, **SMALL)),
+    "plugins": (
+        APAResNet,
+        ResNet,
+        dict(
+            depth=50,
+            plugins=[
+                dict(
+                    cfg=dict(type="ContextBlock", ratio=0.25, postfix=str(i)),
+                    position=f"after_conv{i}",
+                )
+                for i in (1, 2, 3)
+            ],
+            **SMALL,
+        ),
+    ),
+    "dcn": (
+        APAResNet,
+        ResNet,
+        dict(
+            depth=50,
+            dcn=dict(type="DCNv2", deform_groups=1, fallback_on_stride=False),
+            stage_with_dcn=(False, True, True, True),
+            **SMALL,
+        ),
+    ),
+    "frozen": (APAResNet, ResNet, dict(depth=50, frozen_stages=2, **SMALL)),
+    "x50": (APAResNeXt, ResNeXt, dict(depth=50, groups=4, base_width=4)),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_with_relu_it_is_mmdets(variant):
+    ours, theirs, kwargs = VARIANTS[variant]
+    models = []
+    for build in (lambda **k: ours(act_cfg=RELU, **k), theirs):
+        torch.manual_seed(0)
+        # DCN configs are consumed while building.
+        copied = {
+            key: dict(value) if isinstance(value, dict) else value
+            for key, value in kwargs.items()
+        }
+        model = build(**copied)
+        model.init_weights()
+        model.train()
+        models.append(model)
+    state, expected = (model.state_dict() for model in models)
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[key], expected[key]) for key in state)
+    outputs = [model(X) for model in models]
+    for out, other in zip(*outputs):
+        assert torch.equal(out, other)
+    for out in outputs:
+        sum(level.square().mean() for level in out).backward()
+    for (key, param), (_, other) in zip(*(m.named_parameters() for m in models)):
+        assert param.requires_grad == other.requires_grad, key
+        if param.grad is not None or other.grad is not None:
+            torch.testing.assert_close(param.grad, other.grad, msg=key)
+
+
+@pytest.mark.parametrize(
+    "depth, sites", [(18, 17), (34, 33), (50, 49), (101, 100), (152, 151)]
+)
+def test_one_activation_per_site(depth, sites):
+    model = APAResNet(depth, **SMALL)
+    activations = [m for m in model.modules() if isinstance(m, AGLU)]
+    assert len(activations) == len({id(m) for m in activations}) == sites
+    assert model.relu in activations
+
+
+def test_each_site_is_called_once_and_gets_a_gradient():
+    model = APAResNet(50, with_cp=True, norm_eval=False, **SMALL)
+    calls = []
+    for name, module in model.named_modules():
+        if isinstance(module, AGLU):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    model.train()
+    outputs = model(X)
+    assert len(calls) == len(set(calls)) == 49
+    sum(out.square().mean() for out in outputs).backward()
+    for key, param in model.named_parameters():
+        if key.endswith(("lambda_param", "kappa_param")):
+            assert param.grad is not None and param.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("deep_stem", [False, True])
+def test_frozen_stages_freeze_their_activations(deep_stem):
+    model = APAResNet(50, frozen_stages=1, deep_stem=deep_stem, **SMALL)
+    model.train()
+    stem = "stem." if deep_stem else "relu."
+    trainable = {
+        key: param.requires_grad
+        for key, param in model.named_parameters()
+        if key.endswith("_param")
+    }
+    assert any(key.startswith(stem) for key in trainable)
+    for key, requires_grad in trainable.items():
+        assert requires_grad != key.startswith((stem, "layer1.")), key
+    unfrozen = APAResNet(50, frozen_stages=-1, **SMALL)
+    unfrozen.train()
+    assert all(param.requires_grad for param in unfrozen.parameters())
+
+
+def test_checkpoints_of_mmdets_resnet_load():
+    reference = ResNet(50, **SMALL)
+    result = APAResNet(50, **SMALL).load_state_dict(
+        reference.state_dict(), strict=False
+    )
+    assert not result.unexpected_keys
+    assert all(key.endswith("_param") for key in result.missing_keys)
+
+
+def test_relu_start_keeps_pretrained_features():
+    torch.manual_seed(0)
+    reference = ResNet(50, zero_init_residual=False)
+    reference.init_weights()
+    model = APAResNet(50, act_cfg=dict(type="AGLU", init="relu"))
+    model.load_state_dict(reference.state_dict(), strict=False)
+    for backbone in (reference, model):
+        backbone.eval()
+    image = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        for out, expected in zip(model(image), reference(image)):
+            assert (out - expected).norm() <= 0.015 * expected.norm()

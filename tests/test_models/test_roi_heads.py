@@ -1,0 +1,116 @@
+"""APABBoxHead's start and activations; the cosine predictor."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.models.roi_heads import FCNMaskHead
+from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
+from mmdet.registry import MODELS
+from torch import nn
+
+from apa_mmdet.layers import AGLU
+from apa_mmdet.models import CosineConv2d
+
+SIZES = dict(in_channels=8, fc_out_channels=64, num_classes=30)
+
+
+def build(**kwargs):
+    loss = dict(type="APALoss", num_classes=30) | kwargs.pop("loss", {})
+    torch.manual_seed(0)
+    head = MODELS.build(dict(type="APABBoxHead", loss_cls=loss, **SIZES, **kwargs))
+    head.init_weights()
+    return head
+
+
+def test_published_start_with_xavier_fcs():
+    head = build()
+    assert head.fc_cls.weight.eq(0.001).all()
+    assert head.fc_cls.bias.eq(-2).all()
+    assert head.fc_cls.out_features == 30
+    fc = head.shared_fcs[0]
+    bound = (6 / (fc.in_features + fc.out_features)) ** 0.5
+    assert 0.98 * bound < fc.weight.abs().max() <= bound
+    assert 0.0008 < head.fc_reg.weight.std() < 0.0012
+
+
+@pytest.mark.parametrize("lam, kappa", [(0.0, 1.0), (0.4, 1.5), (1.0, 0.7)])
+@pytest.mark.parametrize("learnable", [None, "class"])
+def test_every_class_starts_at_the_prior(lam, kappa, learnable):
+    head = build(
+        prior=0.02, loss=dict(lam=lam, kappa=kappa, learnable=learnable)
+    ).eval()
+    logits = head.fc_cls.bias[None]
+    scores = head.loss_cls.get_activation(logits)[:, :-1]
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.02))
+
+
+def test_it_computes_what_shared2fc_does():
+    head = build()
+    loss = dict(type="APALoss", num_classes=30)
+    reference = Shared2FCBBoxHead(loss_cls=loss, **SIZES)
+    reference.load_state_dict(head.state_dict())
+    x = torch.randn(5, 8, 7, 7)
+    for ours, theirs in zip(head(x), reference(x)):
+        assert torch.equal(ours, theirs)
+
+
+def test_each_fc_has_an_activation_of_its_own():
+    head = build(act_cfg=dict(type="AGLU"), loss=dict(learnable="shared"))
+    first, second = head.shared_acts
+    assert isinstance(first, AGLU) and isinstance(second, AGLU) and first is not second
+    x = torch.randn(5, 8, 7, 7)
+    cls_score, _ = head(x)
+    hidden = first(head.shared_fcs[0](x.flatten(1)))
+    torch.testing.assert_close(
+        cls_score, head.fc_cls(second(head.shared_fcs[1](hidden)))
+    )
+
+
+def test_other_losses_keep_mmdets_start():
+    torch.manual_seed(0)
+    head = MODELS.build(dict(type="APABBoxHead", **SIZES))
+    assert isinstance(head.loss_cls, nn.Module)
+    assert head.init_cfg == Shared2FCBBoxHead(**SIZES).init_cfg
+
+
+@pytest.mark.parametrize("prior", [0, 1, 1.5])
+def test_prior_must_be_a_probability(prior):
+    with pytest.raises(ValueError, match=f"prior={prior}, expected a probability"):
+        build(prior=prior)
+
+
+def test_prior_needs_an_apa_loss_and_no_init_cfg():
+    with pytest.raises(TypeError, match="prior=0.01 needs loss_cls of type 'APALoss'"):
+        MODELS.build(dict(type="APABBoxHead", prior=0.01, **SIZES))
+    with pytest.raises(ValueError, match="prior=0.01 and init_cfg"):
+        build(prior=0.01, init_cfg=dict(type="Normal", layer="Linear"))
+
+
+def test_cosine_predictor_in_the_mask_head():
+    torch.manual_seed(0)
+    head = FCNMaskHead(
+        num_convs=1,
+        in_channels=8,
+        conv_out_channels=8,
+        num_classes=30,
+        predictor_cfg=dict(type="CosineConv2d"),
+    )
+    head.init_weights()
+    predictor = head.conv_logits
+    assert isinstance(predictor, CosineConv2d)
+    assert predictor.bias.eq(0).all()
+    x = torch.randn(2, 8, 5, 5)
+    cosine = torch.einsum(
+        "nchw,kc->nkhw",
+        F.normalize(x, dim=1),
+        F.normalize(predictor.weight[:, :, 0, 0]),
+    )
+    torch.testing.assert_close(predictor(x), 4.5**2 * cosine, rtol=1e-4, atol=1e-4)
+    head(torch.randn(2, 8, 14, 14)).square().sum().backward()
+    assert predictor.tempearture.shape == (1,)
+    assert predictor.tempearture.grad.isfinite().all()
+
+
+def test_cosine_predictor_is_one_by_one():
+    with pytest.raises(ValueError, match="kernel_size"):
+        CosineConv2d(8, 4, 3)

@@ -1,0 +1,439 @@
+"""Values and gradients of apa, aglu, log_apa and apa_cross_entropy."""
+
+import itertools
+import math
+
+import mpmath
+import pytest
+import torch
+import torch.nn.functional as F
+
+from apa_mmdet.ops import aglu, apa, apa_cross_entropy, cpu, formula, log_apa
+
+Z = [0.0] + [
+    sign * z
+    for sign in (1, -1)
+    for z in (1e-6, 1e-3, 0.05, 0.3, 0.7, 1, 1.5, 2, 3, 5, 8, 10, 20, 30, 44, 50)
+    + (70, 88, 90, 96, 100, 500, 1e3, 1e4)
+]
+LAM = [0.0, 1e-8, 1e-4, 0.01, 0.5, 1.0, 10.0, 1e3]
+KAPPA = [-50.0, -1.0, 0.0, 1e-3, 1.0, 1.702, 20.0, 50.0]
+GRID = torch.tensor(list(itertools.product(Z, LAM, KAPPA)), dtype=torch.float64)
+
+
+def truth(z, lam, kappa):
+    """Return {name: (value, magnitude of its terms)}, -ln APA and kappa * z."""
+    z, lam, kappa = mpmath.mpf(z), mpmath.mpf(lam), mpmath.mpf(kappa)
+    u = kappa * z
+    e = mpmath.exp(-u)
+    if lam == 0:
+        a, r, m = e, e, e * e / 2
+    else:
+        w = lam * e
+        log1p_w, s = mpmath.log1p(w), w / (1 + w)
+        a, r, m = log1p_w / lam, s / lam, (log1p_w - s) / lam**2
+    # mpmath needs a billion digits to say that exp(-exp(5e5)) is zero.
+    p = mpmath.exp(-a) if a < 1e5 else mpmath.mpf(0)
+    values = {
+        "apa": (p,) * 2,
+        "aglu": (z * p,) * 2,
+        "apa_x": (p * kappa * r,) * 2,
+        "apa_lam": (p * m,) * 2,
+        "apa_kappa": (p * z * r,) * 2,
+        "aglu_x": (p + z * p * kappa * r, abs(p) + abs(z * p * kappa * r)),
+        "aglu_lam": (z * p * m,) * 2,
+        "aglu_kappa": (z * z * p * r,) * 2,
+    }
+    return values, a, u
+
+
+def computed(grid, dtype):
+    """Return {name: tensor} from the public functions and autograd."""
+    out = {}
+    for name, function in (("apa", apa), ("aglu", aglu)):
+        columns = [column.to(dtype).requires_grad_() for column in grid.T]
+        # A row of channels gives each point its own lam and kappa.
+        value = function(columns[0][None], columns[1], columns[2])[0]
+        value.sum().backward()
+        out[name] = value.detach()
+        for arg, column in zip(("x", "lam", "kappa"), columns):
+            out[f"{name}_{arg}"] = column.grad
+    return out
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Return the grid's truth as seen by each dtype (inputs rounded to it)."""
+    with mpmath.workdps(300):
+        return {
+            dtype: [truth(*row) for row in GRID.to(dtype).double().tolist()]
+            for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_and_gradients_against_mpmath(reference, dtype):
+    info = torch.finfo(dtype)
+    result = computed(GRID.to(dtype).double(), dtype)
+    compared = 0
+    with mpmath.workdps(50):
+        for i, (values, a, u) in enumerate(reference[dtype]):
+            for name, (value, terms) in values.items():
+                assert math.isfinite(result[name][i]), (name, GRID[i])
+                if not info.tiny <= abs(value) <= info.max:
+                    continue
+                bound = 8 * info.eps * (1 + a) * (1 + abs(u)) * abs(terms)
+                error = abs(mpmath.mpf(float(result[name][i])) - value)
+                assert error <= bound, (name, GRID[i], float(error / bound))
+                compared += 1
+    assert compared > 8000
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_scalar_parameters_against_mpmath(reference, dtype):
+    """The path for one (lam, kappa) on a CPU, an element at a time for the sums."""
+    info = torch.finfo(dtype)
+    taken = 0
+    with mpmath.workdps(50):
+        for row, (values, a, u) in zip(GRID.to(dtype), reference[dtype]):
+            x, lam, kappa = (row[i : i + 1].clone().requires_grad_() for i in range(3))
+            taken += cpu.applies(x, lam, kappa)
+            value = aglu(x, lam, kappa)
+            value.backward()
+            for name, tensor in (
+                ("aglu", value),
+                ("aglu_x", x.grad),
+                ("aglu_lam", lam.grad),
+                ("aglu_kappa", kappa.grad),
+            ):
+                true, terms = values[name]
+                assert tensor.isfinite().all(), (name, row)
+                if info.tiny <= abs(true) <= info.max:
+                    bound = 8 * info.eps * (1 + a) * (1 + abs(u)) * abs(terms)
+                    error = abs(mpmath.mpf(tensor.item()) - true)
+                    assert error <= bound, (name, row, float(error / bound))
+    assert taken >= len(GRID) // 2
+
+
+def test_pieces_join_up():
+    """A tensor of several pieces equals the plain formula, in both dense layouts."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 128, 129)
+    weight = torch.randn(2, 8, 128, 129)
+    assert x.numel() > 2 * cpu._PIECE
+    for lam, kappa in ((0.7, 1.2), (1.0, 50.0), (30.0, -2.0)):
+        lam, kappa = torch.tensor([lam]), torch.tensor([kappa])
+        value = formula.aglu(x.double(), lam.double(), kappa.double())
+        d_x, d_lam, d_kappa = formula.aglu_grads(
+            x.double(), lam.double(), kappa.double()
+        )
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            leaves = [
+                x.clone(memory_format=memory_format).requires_grad_(),
+                lam.clone().requires_grad_(),
+                kappa.clone().requires_grad_(),
+            ]
+            out = aglu(*leaves)
+            assert out.is_contiguous(memory_format=memory_format)
+            (out * weight).sum().backward()
+            close = dict(rtol=2e-5, atol=2e-5)
+            torch.testing.assert_close(out.double(), value, **close)
+            torch.testing.assert_close(leaves[0].grad.double(), d_x * weight, **close)
+            for leaf, grad in zip(leaves[1:], (d_lam, d_kappa)):
+                total = (grad * weight).sum()
+                scale = (grad * weight).abs().sum()
+                assert (leaf.grad.double() - total).abs() <= 1e-6 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_within_one_ulp(reference, dtype):
+    rounded = GRID.to(dtype)
+    good = total = 0
+    for name, function in (("apa", apa), ("aglu", aglu)):
+        value = function(rounded[:, 0][None], rounded[:, 1], rounded[:, 2])[0]
+        assert value.dtype == dtype
+        exact = torch.tensor(
+            [float(values[name][0]) for values, _, _ in reference[dtype]],
+            dtype=torch.float64,
+        ).to(dtype)
+        assert not value.isnan().any()
+        normal = exact.abs() >= torch.finfo(dtype).tiny
+        below = torch.nextafter(exact, torch.full_like(exact, -math.inf))
+        above = torch.nextafter(exact, torch.full_like(exact, math.inf))
+        good += ((value >= below) & (value <= above))[normal].sum().item()
+        total += normal.sum().item()
+    assert total > 2000
+    assert good >= 0.99 * total
+
+
+@pytest.mark.parametrize(
+    "point, expected",
+    [
+        ((2, 1, 1), (1.09078424878, 0.0136084716734, 0.419974341614)),
+        ((2, 0.5, 1.5), (1.09075211015, 0.00228361385274, 0.184986606615)),
+        ((-1.5, 0.25, 0.8), (-0.104948916799, -0.322624846784, 0.363953385023)),
+        ((0.7, 1e-6, 1.2), (0.884892712774, 0.0423607467242, 0.137372268521)),
+    ],
+)
+def test_gradients_at_known_points(point, expected):
+    x, lam, kappa = (
+        torch.tensor([value], dtype=torch.float64, requires_grad=True)
+        for value in point
+    )
+    aglu(x, lam, kappa).backward()
+    got = torch.cat([x.grad, lam.grad, kappa.grad])
+    torch.testing.assert_close(
+        got, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=0
+    )
+
+
+@pytest.mark.parametrize("function", [apa, aglu, log_apa])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_gradcheck(function, per_channel):
+    generator = torch.Generator().manual_seed(0)
+    count = 3 if per_channel else 1
+    x = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64) * 3
+    lam = torch.rand(count, generator=generator, dtype=torch.float64) + 0.1
+    kappa = torch.randn(count, generator=generator, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, lam, kappa)]
+    assert torch.autograd.gradcheck(lambda *args: function(*args, 1), inputs)
+
+
+@pytest.mark.parametrize("max_slope", [None, 20.0])
+@pytest.mark.parametrize("start", [0.02, 0.7])
+def test_gradcheck_of_cross_entropy(max_slope, start):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 4, generator=generator, dtype=torch.float64) * 4
+    lam = start + torch.rand(4, generator=generator, dtype=torch.float64) / 10
+    kappa = torch.rand(4, generator=generator, dtype=torch.float64) + 0.5
+    labels = torch.tensor([0, 3, 4, 2, 1])
+    weight = torch.rand(5, 4, generator=generator, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (logits, lam, kappa)]
+    assert torch.autograd.gradcheck(
+        lambda x, lam, kappa: apa_cross_entropy(
+            x, labels, lam, kappa, weight, max_slope
+        ),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("function", [apa, aglu, log_apa])
+def test_second_derivatives_are_refused(function):
+    x = torch.randn(3, requires_grad=True)
+    lam, kappa = torch.ones(1, requires_grad=True), torch.ones(1)
+    (grad,) = torch.autograd.grad(function(x, lam, kappa).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives .* not implemented"):
+        grad.square().sum().backward()
+
+
+def test_special_cases_are_the_familiar_functions():
+    x = torch.linspace(-30, 30, 1001, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64)
+    close = dict(rtol=1e-13, atol=1e-300)
+    torch.testing.assert_close(apa(x, one, one), x.sigmoid(), **close)
+    torch.testing.assert_close(aglu(x, one, one), F.silu(x), **close)
+    torch.testing.assert_close(log_apa(x, one, one), F.logsigmoid(x), **close)
+    torch.testing.assert_close(apa(x, zero, one), (-(-x).exp()).exp(), **close)
+    error = (aglu(x, one, 50 * one) - x.relu()).abs().max()
+    assert error <= 0.2785 / 50
+
+
+@pytest.mark.parametrize("function", [apa, aglu, log_apa])
+def test_negative_lam_acts_as_zero_and_keeps_its_gradient(function):
+    x = torch.randn(100, dtype=torch.float64)
+    kappa = torch.ones(1, dtype=torch.float64)
+    results = []
+    for start in (-0.3, 0.0):
+        lam = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+        value = function(x, lam, kappa)
+        value.sum().backward()
+        results.append((value.detach(), lam.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][1].abs() > 0
+
+
+LAYOUTS = {
+    "NCHW": (torch.randn(2, 3, 5, 4), None, 1),
+    "channels_last": (
+        torch.randn(2, 3, 5, 4).contiguous(memory_format=torch.channels_last),
+        None,
+        1,
+    ),
+    "NC": (torch.randn(7, 3), None, 1),
+    "tokens": (torch.randn(2, 7, 3), None, 2),
+    "NHWC": (torch.randn(2, 5, 4, 3), -1, 3),
+    "sliced": (torch.randn(4, 6, 9, 4)[::2, ::2, 1::2].mT, None, 1),
+    "empty": (torch.randn(0, 3, 5, 4), None, 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_per_channel_parameters_in_every_layout(layout):
+    x, channel_dim, axis = LAYOUTS[layout]
+    x = x.detach().requires_grad_()
+    lam = torch.tensor([0.0, 0.5, 2.0], requires_grad=True)
+    kappa = torch.tensor([1.0, -1.0, 3.0], requires_grad=True)
+    value = aglu(x, lam, kappa, channel_dim)
+    weight = torch.randn(x.shape)
+    (value * weight).sum().backward()
+    assert value.shape == x.shape
+    for channel in range(3):
+        # The same through the scalar path, one channel at a time.
+        part = x.detach().select(axis, channel).clone().requires_grad_()
+        lam_c = lam.detach()[channel : channel + 1].clone().requires_grad_()
+        kappa_c = kappa.detach()[channel : channel + 1].clone().requires_grad_()
+        expected = aglu(part, lam_c, kappa_c)
+        (expected * weight.select(axis, channel)).sum().backward()
+        torch.testing.assert_close(value.select(axis, channel), expected)
+        torch.testing.assert_close(x.grad.select(axis, channel), part.grad)
+        torch.testing.assert_close(lam.grad[channel], lam_c.grad[0])
+        torch.testing.assert_close(kappa.grad[channel], kappa_c.grad[0])
+
+
+def test_scalar_tensor_and_untouched_input():
+    x = torch.tensor(1.5)
+    kept = x.clone()
+    assert aglu(x, torch.ones(1), torch.ones(1)).shape == ()
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_do_not_promote_the_input(dtype):
+    x = torch.randn(8, dtype=dtype, requires_grad=True)
+    lam, kappa = torch.ones(1, requires_grad=True), torch.ones(1)
+    value = aglu(x, lam, kappa)
+    value.sum().backward()
+    assert value.dtype == x.grad.dtype == dtype
+    assert lam.grad.dtype == torch.float32
+
+
+def test_parameter_gradients_accumulate_in_float32():
+    x = torch.full((2**16,), 0.5, dtype=torch.float16)
+    lam = torch.tensor([0.5], requires_grad=True)
+    kappa = torch.ones(1)
+    aglu(x, lam, kappa).sum().backward()
+    one = formula.aglu_grads(x[:1].float(), lam.detach(), kappa)[1]
+    torch.testing.assert_close(lam.grad, one * 2**16, rtol=1e-5, atol=0)
+
+
+def saved_bytes(function, *leaves):
+    sizes = {}
+
+    def pack(tensor):
+        if all(tensor.data_ptr() != leaf.data_ptr() for leaf in leaves):
+            sizes[tensor.untyped_storage().data_ptr()] = (
+                tensor.untyped_storage().nbytes()
+            )
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = function()
+    return sum(sizes.values()), value
+
+
+def test_saves_no_more_for_backward_than_silu():
+    x = torch.randn(2, 16, 32, 32, requires_grad=True)
+    lam, kappa = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+
+    def hidden():
+        return x * 2  # an activation that is not a leaf, as in a network
+
+    silu, kept = saved_bytes(lambda: F.silu(hidden()), x, lam, kappa)
+    ours, kept_too = saved_bytes(lambda: aglu(hidden(), lam, kappa), x, lam, kappa)
+    assert silu == ours == x.numel() * 4
+    assert kept.shape == kept_too.shape
+
+
+def test_cross_entropy_equals_its_definition():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.rand(6, 5, generator=generator, dtype=torch.float64) * 5 - 2.5
+    labels = torch.tensor([0, 4, 5, 2, 5, 1])
+    target = F.one_hot(labels, 6)[:, :5].double()
+    for lam in (0.0, 1e-6, 0.3, 1.0, 4.0):
+        for kappa in (0.5, 1.0, 2.0):
+            lam_t = torch.tensor([lam], dtype=torch.float64)
+            kappa_t = torch.tensor([kappa], dtype=torch.float64)
+            p = apa(logits, lam_t, kappa_t)
+            expected = -(target * p.log() + (1 - target) * (1 - p).log())
+            got = apa_cross_entropy(logits, labels, lam_t, kappa_t)
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cross_entropy_is_bce_with_logits_for_lam_one(dtype):
+    logits = torch.tensor([[-1e4, -50.0, -1.0, 0.0, 1.0, 50.0, 1e4]], dtype=dtype)
+    ones = torch.ones(1, dtype=dtype)
+    for label in range(7):
+        target = F.one_hot(torch.tensor([label]), 7).to(dtype)
+        x = logits.clone().requires_grad_()
+        y = logits.clone().requires_grad_()
+        got = apa_cross_entropy(x, torch.tensor([label]), ones, ones, max_slope=2e4)
+        expected = F.binary_cross_entropy_with_logits(y, target, reduction="none")
+        got.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-5, 1e-3, 1.0, 1e3])
+def test_cross_entropy_of_extreme_logits_is_finite(lam):
+    logits = torch.tensor([[1e4, -1e4, 0.0]] * 4, requires_grad=True)
+    lam = torch.tensor([lam], requires_grad=True)
+    kappa = torch.ones(1, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3])
+    loss = apa_cross_entropy(logits, labels, lam, kappa, max_slope=math.exp(10))
+    loss.sum().backward()
+    for tensor in (loss, logits.grad, lam.grad, kappa.grad):
+        assert tensor.isfinite().all()
+    # A missed positive still pulls its logit up, a false positive down.
+    assert logits.grad[1, 1] < 0 < logits.grad[3, 0]
+
+
+def test_tangent_leaves_the_published_range_alone():
+    logits = torch.linspace(-10, 10, 81, dtype=torch.float64)[:, None]
+    labels = torch.zeros(81, dtype=torch.int64)
+    lam, kappa = torch.zeros(1).double(), torch.ones(1).double()
+    exact = apa_cross_entropy(logits, labels, lam, kappa)
+    bounded = apa_cross_entropy(logits, labels, lam, kappa, max_slope=math.exp(10))
+    torch.testing.assert_close(bounded, exact, rtol=1e-12, atol=0)
+
+
+def test_logit_inverts_apa():
+    p = torch.tensor([1e-6, 6.18e-4, 0.01, 0.5, 0.99], dtype=torch.float64)
+    for lam in (0.0, 1e-12, 0.3, 1.0, 5.0):
+        lam = torch.tensor(lam, dtype=torch.float64)
+        kappa = torch.tensor(1.7, dtype=torch.float64)
+        torch.testing.assert_close(
+            formula.apa(formula.logit(p, lam, kappa), lam, kappa), p, rtol=1e-10, atol=0
+        )
+
+
+def test_autocast_keeps_the_input_dtype():
+    x = torch.randn(4, 8, requires_grad=True)
+    lam, kappa = torch.ones(1, requires_grad=True), torch.ones(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = F.linear(x, torch.eye(8))
+        value = aglu(hidden, lam, kappa)
+    assert hidden.dtype == value.dtype == torch.bfloat16
+    value.float().sum().backward()
+    assert lam.grad.isfinite().all()
+
+
+def test_bad_input_says_what_is_wrong():
+    ones = torch.ones(1)
+    with pytest.raises(TypeError, match="x must be a floating-point tensor.*int64"):
+        aglu(torch.arange(3), ones, ones)
+    with pytest.raises(TypeError, match="lam must be a floating-point tensor.*float"):
+        aglu(torch.randn(3), 1.0, ones)
+    with pytest.raises(ValueError, match=r"kappa has shape \(4,\).*\(3,\).*axis 1"):
+        aglu(torch.randn(2, 3, 5, 5), ones, torch.ones(4))
+    with pytest.raises(ValueError, match="channel_dim=4 is not an axis"):
+        aglu(torch.randn(2, 3, 5, 5), ones, ones, channel_dim=4)
+    with pytest.raises(ValueError, match=r"logits has shape \(2, 3\) and labels"):
+        apa_cross_entropy(torch.randn(2, 3), torch.zeros(3).long(), ones, ones)
+    with pytest.raises(ValueError, match="max_slope=0"):
+        apa_cross_entropy(
+            torch.randn(2, 3), torch.zeros(2).long(), ones, ones, max_slope=0
+        )

@@ -1,0 +1,262 @@
+"""What installing and importing the package asks for."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code, *flags, path=(), **env):
+    """Run Python in a new process, with `path` in front of this checkout."""
+    env = {**os.environ, **env}
+    env["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def import_error(done):
+    """The text of the one ImportError in which the process ended."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") == 1, done.stderr
+    head, _, text = done.stderr.partition("\nImportError: ")
+    assert text, done.stderr
+    return text
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Write packages and distributions, so that a process sees those alone."""
+
+    def write(**packages):
+        for name, (distribution, version, files) in packages.items():
+            folder = tmp_path / name
+            folder.mkdir()
+            for file, text in {"__init__.py": "", **files}.items():
+                (folder / file).write_text(text)
+            info = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+            )
+        return tmp_path
+
+    return write
+
+
+OPS = {"_ext.py": ""}
+GOOD = dict(
+    torch=("torch", "2.13.0+cpu", {}),
+    pkg_resources=("setuptools", "80.0", {}),
+    mmengine=("mmengine", "0.10.7", {}),
+    mmcv=("mmcv", "2.1.0", OPS),
+    mmdet=("mmdet", "3.3.0", {}),
+)
+GOOD_ONEDL = dict(
+    torch=("torch", "2.13.0+cpu", {}),
+    mmengine=("onedl-mmengine", "0.10.12", {}),
+    mmcv=("onedl-mmcv", "2.3.6", OPS),
+    mmdet=("onedl-mmdetection", "3.5.1", {}),
+)
+REBUILD = "pip install --no-cache-dir --no-build-isolation --force-reinstall --no-deps "
+REFUSALS = {
+    "no torch": (
+        {**GOOD, "torch": None},
+        "torch is not installed",
+        'pip install "torch>=2.1"',
+    ),
+    "old torch": (
+        {**GOOD, "torch": ("torch", "2.0.1", {})},
+        "torch 2.0.1 is older than 2.1",
+        'pip install "torch>=2.1"',
+    ),
+    "no mmengine": (
+        {**GOOD, "mmengine": None},
+        "mmengine is not installed",
+        "pip install mmengine==0.10.7\n",
+    ),
+    "no mmcv": (
+        {**GOOD, "mmcv": None},
+        "mmcv is not installed",
+        "pip install --no-build-isolation mmcv==2.1.0\n",
+    ),
+    "no mmdet": (
+        {**GOOD, "mmdet": None},
+        "mmdet is not installed",
+        "pip install mmdet==3.3.0\n",
+    ),
+    "nothing": (
+        {"torch": GOOD["torch"]},
+        "mmengine and mmcv and mmdet are not installed",
+        "pip install mmengine==0.10.7 mmdet==3.3.0\n",
+    ),
+    "no mmdet, onedl": (
+        {**GOOD_ONEDL, "mmdet": None},
+        "mmdet is not installed",
+        "pip install onedl-mmdetection==3.5.1\n",
+    ),
+    "old mmdet": (
+        {**GOOD, "mmdet": ("mmdet", "2.28.2", {})},
+        "mmdet 2.28.2 is older than 3.0",
+        "pip install mmdet==3.3.0\n",
+    ),
+    "old mmcv": (
+        {**GOOD, "mmcv": ("mmcv", "1.7.2", OPS)},
+        "mmcv 1.7.2 is older than 2.0",
+        "pip install --no-build-isolation mmcv==2.1.0\n",
+    ),
+    "mmcv that mmdet refuses": (
+        {
+            **GOOD,
+            "mmdet": (
+                "mmdet",
+                "3.3.0",
+                {"__init__.py": "assert False, 'MMCV==2.2.0 is used'"},
+            ),
+        },
+        "mmdet does not accept what it found (MMCV==2.2.0 is used)",
+        "pip install --no-build-isolation mmcv==2.1.0 && pip install mmengine",
+    ),
+    "no pkg_resources": (
+        {**GOOD, "pkg_resources": None},
+        "pkg_resources",
+        'pip install "setuptools<81"\n',
+    ),
+    "no ops": (
+        {**GOOD, "mmcv": ("mmcv", "2.1.0", {})},
+        "mmcv is installed without its compiled ops",
+        REBUILD + "mmcv==2.1.0\n",
+    ),
+    "no ops, onedl": (
+        {**GOOD_ONEDL, "mmcv": ("onedl-mmcv", "2.3.6", {})},
+        "mmcv is installed without its compiled ops",
+        REBUILD + "onedl-mmcv==2.3.6\n",
+    ),
+    "ops of another torch": (
+        {
+            **GOOD,
+            "mmcv": (
+                "mmcv",
+                "2.1.0",
+                {"_ext.py": "raise ImportError('undefined symbol: _ZN2at')"},
+            ),
+        },
+        "mmcv's compiled ops do not load beside this torch (undefined symbol: _ZN2at)",
+        REBUILD + "mmcv==2.1.0\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_import_names_the_command(case, fake):
+    packages, problem, command = REFUSALS[case]
+    packages = {name: package for name, package in packages.items() if package}
+    # Without site-packages, the process has the fake packages only.
+    text = import_error(run("import apa_mmdet", "-S", path=[fake(**packages)]))
+    assert problem in text
+    assert command in text
+    assert "bash tools/setup_env.sh" in text
+    assert "APA_MMDET_OPS_ONLY=1" in text
+
+
+@pytest.mark.parametrize("packages", [GOOD, GOOD_ONEDL], ids=["openmmlab", "onedl"])
+def test_check_accepts_both_stacks(packages, fake):
+    code = (
+        "import os; os.environ['APA_MMDET_OPS_ONLY'] = '1'\n"
+        "import apa_mmdet; apa_mmdet._check_stack()"
+    )
+    done = run(code, "-S", path=[fake(**packages)])
+    assert done.returncode == 0, done.stderr
+
+
+def test_mmcv_without_ops_in_front_of_a_real_environment(fake):
+    done = run("import apa_mmdet", path=[fake(mmcv=("mmcv", "2.1.0", {}))])
+    text = import_error(done)
+    assert "mmcv is installed without its compiled ops" in text
+    assert REBUILD in text
+
+
+def test_ops_and_activations_need_torch_only():
+    code = (
+        "import sys\n"
+        "for name in ('mmengine', 'mmcv', 'mmdet', 'lvis'): sys.modules[name] = None\n"
+        "import torch\n"
+        "from apa_mmdet.layers import AGLU\n"
+        "from apa_mmdet.ops import aglu\n"
+        "print(aglu(torch.zeros(1), torch.ones(1), torch.ones(1)).item())"
+    )
+    done = run(code, APA_MMDET_OPS_ONLY="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0.0"
+
+
+def test_custom_imports_are_enough(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)\n"
+    )
+    code = (
+        "import numpy\n"
+        "before = hasattr(numpy, 'float'), set(vars(numpy))\n"
+        "from mmengine.config import Config\n"
+        f"Config.fromfile({str(config)!r})\n"
+        "import lvis.eval\n"
+        "from mmengine.registry import MODELS\n"
+        "print(hasattr(numpy, 'float') == before[0])\n"
+        "print('float' in vars(numpy))\n"
+        "print(lvis.eval.np.float is float)\n"
+        "print(MODELS.get('AGLU').__module__)\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "True",
+        "False",
+        "True",
+        "apa_mmdet.layers.activation",
+    ]
+
+
+@pytest.fixture(scope="module")
+def project():
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        tomllib = pytest.importorskip("tomli")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements):
+    return {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
+
+
+def test_plain_install_brings_no_mmdetection(project):
+    assert names(project["dependencies"]) == {"torch", "numpy", "lvis"}
+
+
+def test_no_extra_brings_mmcv(project):
+    for requirements in project["optional-dependencies"].values():
+        assert not names(requirements) & {"mmcv", "onedl-mmcv"}
+
+
+def test_each_stack_is_an_extra(project):
+    extras = project["optional-dependencies"]
+    assert names(extras["openmmlab"]) == {"mmengine", "mmdet", "setuptools"}
+    assert names(extras["onedl"]) == {"onedl-mmengine", "onedl-mmdetection"}
+
+
+def test_version_is_exported():
+    import apa_mmdet
+    from apa_mmdet.version import __version__
+
+    assert apa_mmdet.__version__ == __version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)

@@ -1,0 +1,66 @@
+"""Draw mini-LVIS, the synthetic long-tailed data set the demo trains on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from apa_mmdet.datasets.mini_lvis import MiniLVIS, make_mini_lvis
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "out", nargs="?", default="data/mini_lvis", help="folder (default: %(default)s)"
+    )
+    for name, default, meaning in (
+        ("seed", 0, "seed of everything random"),
+        ("num-train", 600, "number of training images"),
+        ("num-val", 150, "number of validation images"),
+        ("image-size", 160, "side of the images in pixels"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)"
+        )
+    return parser.parse_args()
+
+
+def show_progress(done: int, total: int) -> None:
+    """Keep one line up to date on a terminal, and print a few lines to a log."""
+    if sys.stdout.isatty():
+        print(f"\rdrawing: {done}/{total}", end="\n" if done == total else "")
+    elif done == total or done % max(total // 5, 1) == 0:
+        print(f"drawing: {done}/{total}", flush=True)
+
+
+def print_table(made: MiniLVIS) -> None:
+    """Print what the set holds."""
+    heads = ("images", "instances", "rare", "common", "frequent")
+    print(f"{'':5}" + "".join(f"{head:>11}" for head in heads))
+    for split, counts in made.splits.items():
+        row = (counts[key] for key in ("images", "instances", "r", "c", "f"))
+        print(f"{split:5}" + "".join(f"{value:11d}" for value in row))
+    print("rare, common, frequent: numbers of classes")
+
+
+def main() -> None:
+    """Draw the set, or say that it is there already."""
+    args = parse_args()
+    try:
+        made = make_mini_lvis(
+            args.out,
+            seed=args.seed,
+            num_train=args.num_train,
+            num_val=args.num_val,
+            image_size=args.image_size,
+            progress=show_progress,
+        )
+    except (ValueError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
+    print(f"mini-LVIS {'drawn in' if made.created else 'is already in'} {made.root}")
+    print_table(made)
+
+
+if __name__ == "__main__":
+    main()

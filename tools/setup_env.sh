@@ -1,0 +1,271 @@
+#!/usr/bin/env bash
+# Makes the environment that apa_mmdet runs in; running it again costs nothing.
+#
+#   bash tools/setup_env.sh [openmmlab|onedl]
+#
+# The two stacks give the same imports (mmengine, mmcv, mmdet): OpenMMLab's releases,
+# which are the default, and the OneDL forks. An environment holds one of them.
+#
+#   APA_MMDET_VENV   the environment, made if it is not there   .venv in the checkout
+#   PYTHON           the Python to make it with, 3.9 to 3.12    python3
+#   TORCH_SPEC       the torch to install where there is none   torch==2.13.0
+#                    (may hold pip's options too: "torch==2.13.0 --index-url URL")
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+stack=${1:-openmmlab}
+case $stack in
+    openmmlab)
+        mmengine=mmengine==0.10.7 mmcv=mmcv==2.1.0 mmdet=mmdet==3.3.0 other=onedl ;;
+    onedl)
+        mmengine=onedl-mmengine==0.10.12 mmcv=onedl-mmcv==2.3.6
+        mmdet=onedl-mmdetection==3.5.1 other=openmmlab ;;
+    *)
+        echo "usage: bash tools/setup_env.sh [openmmlab|onedl], not '$*'" >&2
+        exit 2 ;;
+esac
+python=${PYTHON:-python3}
+torch_spec=${TORCH_SPEC:-torch==2.13.0}
+venv=${APA_MMDET_VENV:-$root/.venv}
+mkdir -p "$(dirname "$venv")"
+venv=$(cd "$(dirname "$venv")" && pwd)/$(basename "$venv")
+py=$venv/bin/python
+log=$venv/setup_env.log
+stamp=$venv/setup_env.stamp
+constraints=$venv/setup_env.constraints.txt
+scratch=$venv/setup_env.tmp
+
+# ---------------------------------------------------------------- showing what happens
+steps=8 step=0 name="" remedy="" child="" logging="" SECONDS=0
+
+clock() { printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)); }
+
+say() { printf '           %s\n' "$*"; }
+
+begin() {  # begin NAME REMEDY
+    step=$((step + 1)) name=$1 remedy=$2
+    printf '[%d/%d %5s] %s\n' "$step" "$steps" "$(clock)" "$name"
+}
+
+fail() {  # fail MESSAGE [REMEDY]
+    echo "$1" >&2
+    remedy=${2:-$remedy}
+    exit 1
+}
+
+finish() {
+    local status=$?
+    trap - EXIT
+    if [ -n "$child" ]; then kill -- "-$child" 2>/dev/null || true; fi
+    rm -rf "$scratch"
+    if [ "$status" -ge 130 ]; then
+        remedy="run this again; what is done is kept"
+    fi
+    if [ "$status" -ne 0 ]; then
+        {
+            echo
+            echo "tools/setup_env.sh stopped in step $step of $steps: $name"
+            if [ -n "$logging" ]; then
+                echo "The last lines of $log:"
+                tail -n 15 "$log" | sed 's/^/    /'
+            fi
+            echo "What to do: $remedy"
+        } >&2
+    fi
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+progress() {  # how far a compilation has come, where ninja is at work
+    local plan built total
+    plan=$(find "$scratch" -name build.ninja 2>/dev/null | head -n 1)
+    if [ -n "$plan" ]; then
+        built=$(find "$(dirname "$plan")" -name '*.o' | wc -l)
+        total=$(grep -c '^build .*\.o: ' "$plan" || true)
+        printf ', %d of %d files compiled' "$built" "$total"
+    fi
+}
+
+run() {  # run COMMAND...: into the log, with a sign of life every 30 seconds
+    local began=$SECONDS beat=30 status=0
+    printf '\n$ %s\n' "$*" >>"$log"
+    mkdir -p "$scratch"
+    set -m  # a process group of its own, so that all of it can be stopped
+    TMPDIR=$scratch "$@" >>"$log" 2>&1 </dev/null &
+    child=$!
+    set +m
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 0.2
+        if [ $((SECONDS - began)) -ge "$beat" ]; then
+            beat=$((beat + 30))
+            say "... $(clock)$(progress)"
+        fi
+    done
+    wait "$child" || status=$?
+    child=""
+    rm -rf "$scratch"
+    return "$status"
+}
+
+pip_install() { run "$py" -m pip install -c "$constraints" "$@"; }
+
+# -------------------------------------------------------------- looking at what is there
+version() {  # version DISTRIBUTION: what is installed of it, or nothing
+    "$py" - "$1" <<'PY'
+import sys
+from importlib import metadata
+
+try:
+    print(metadata.version(sys.argv[1]))
+except metadata.PackageNotFoundError:
+    pass
+PY
+}
+
+has() { [ "$(version "${1%%==*}")" = "${1##*==}" ]; }  # has NAME==VERSION
+
+ops_work() {  # runs nms and RoIAlign; prints why they do not work
+    "$py" - <<'PY'
+import sys
+
+try:
+    import torch
+    from mmcv.ops import RoIAlign, nms
+except ImportError as error:
+    sys.exit(f"mmcv.ops: {error}")
+
+devices = ["cpu"]
+if torch.version.cuda and torch.cuda.is_available():
+    devices.append("cuda")
+for device in devices:
+    boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]])
+    scores = torch.tensor([0.8, 0.9, 0.7])
+    # A ramp, of which RoIAlign must return the value at the centre of each bin.
+    ramp = torch.arange(16.0).repeat(16, 1)[None, None]
+    rois = torch.tensor([[0, 2, 4, 10, 12.0]])
+    try:
+        _, kept = nms(boxes.to(device), scores.to(device), iou_threshold=0.5)
+        pooled = RoIAlign(2, 1.0, 2)(ramp.to(device), rois.to(device))
+    except (RuntimeError, NotImplementedError) as error:
+        sys.exit(f"mmcv.ops on {device}: {error}")
+    if kept.tolist() != [1, 2]:
+        sys.exit(f"mmcv.ops.nms on {device}: kept {kept.tolist()}, expected [1, 2]")
+    expected = torch.tensor([[[[3.5, 7.5], [3.5, 7.5]]]])
+    if not torch.allclose(pooled.cpu(), expected, atol=1e-5):
+        sys.exit(f"mmcv.ops.RoIAlign on {device}: {pooled.tolist()}")
+print("nms and RoIAlign give the right numbers on " + " and ".join(devices))
+PY
+}
+
+# What the environment was made for: another checkout or other requirements differ.
+wanted() {
+    echo "$root $stack $mmengine $mmcv $mmdet"
+    cat "$root/pyproject.toml" "${BASH_SOURCE[0]}"
+}
+
+other_stack() {  # the distributions of the other stack that are installed
+    local found="" candidate
+    case $stack in
+        openmmlab) set -- onedl-mmengine onedl-mmcv onedl-mmdetection ;;
+        onedl) set -- mmengine mmcv mmdet ;;
+    esac
+    for candidate in "$@"; do
+        if [ -n "$(version "$candidate")" ]; then found="$found $candidate"; fi
+    done
+    echo "$found"
+}
+
+# ------------------------------------------------------------------------------ the steps
+begin "the environment $venv" \
+    "choose a Python with PYTHON=/path/to/python3, or an environment that works with \
+APA_MMDET_VENV=/path/to/it"
+if [ ! -x "$py" ]; then
+    if [ -e "$venv" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
+        fail "$venv exists and is no environment: it has no bin/python." \
+            "remove it, or name another with APA_MMDET_VENV=/path/to/it"
+    fi
+    command -v "$python" >/dev/null ||
+        fail "There is no Python called '$python' (PYTHON)."
+    "$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' ||
+        fail "$("$python" --version 2>&1) does not fit: 3.9 to 3.12 is needed."
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "$python has no venv module." \
+            "install it (Debian, Ubuntu: apt install python3-venv), or choose another \
+Python with PYTHON=/path/to/python3"
+    "$python" -m venv "$venv"
+fi
+"$py" -m pip --version >/dev/null 2>&1 ||
+    fail "$venv has no pip." "run '$py -m ensurepip', then this again"
+found=$(other_stack)
+if [ -n "$found" ]; then
+    fail "$venv holds the $other stack (${found# }), whose imports are the same as \
+those of $stack." \
+        "keep one environment for each stack: \
+APA_MMDET_VENV=$venv-$stack bash tools/setup_env.sh $stack"
+fi
+if [ -f "$stamp" ] && [ "$(wanted)" = "$(cat "$stamp")" ] &&
+    has "$mmengine" && has "$mmcv" && has "$mmdet" && proof=$(ops_work 2>&1); then
+    say "has the $stack stack already; $proof ($(clock))"
+    exit 0
+fi
+rm -f "$stamp"
+: >"$log"
+logging=yes
+say "$("$py" --version), stack $stack, log in $log"
+
+begin "torch" "choose a torch that exists for this Python and machine, for example \
+TORCH_SPEC=torch==2.8.0 bash tools/setup_env.sh $stack, or install one into $venv first"
+if [ -z "$(version torch)" ]; then
+    say "installing $torch_spec (with CUDA, some gigabytes)"
+    read -ra torch_arguments <<<"$torch_spec"
+    run "$py" -m pip install "${torch_arguments[@]}"
+fi
+torch=$("$py" -c 'import torch; print(torch.__version__)' 2>>"$log") ||
+    fail "The torch that is there, $(version torch), does not import."
+echo "torch==$torch" >"$constraints"
+say "torch $torch is kept from here on"
+
+begin "what mmcv is built with" "see the log; the usual cause is the network"
+pip_install "setuptools<81" wheel packaging ninja psutil numpy
+
+begin "$mmcv with its compiled ops" \
+    "see the log for the compiler's first error. A C++ compiler is needed (Debian, \
+Ubuntu: apt install build-essential), and beside a GPU the CUDA toolkit of torch's \
+version with CUDA_HOME set. MAX_JOBS=1 helps where memory is short. Then run this again"
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$cores}
+if ! has "$mmcv"; then
+    say "pip compiles it unless it has kept a wheel: 10 to 20 minutes on 2 cores"
+    pip_install --no-build-isolation "$mmcv"
+fi
+if ! proof=$(ops_work 2>&1); then
+    echo "$proof" >>"$log"
+    say "$(printf '%s' "$proof" | tail -n 1)"
+    say "compiling mmcv anew: 10 to 20 minutes on 2 cores"
+    pip_install --no-cache-dir --no-build-isolation --force-reinstall --no-deps "$mmcv"
+    proof=$(ops_work 2>&1) || { echo "$proof" >>"$log"; fail "mmcv's ops do not work."; }
+fi
+say "$proof"
+
+begin "$mmengine and $mmdet" "see the log; the usual cause is the network"
+pip_install --no-build-isolation "$mmengine" "$mmdet"
+
+begin "torchvision" "see the log; the usual cause is the network"
+if [ "$("$py" -c 'import torch; print(torch.version.cuda)')" = None ]; then
+    say "left out: the packaged one is built for CUDA and does not import beside a CPU \
+torch, so torchvision:// weights need a torchvision for your torch"
+else
+    pip_install torchvision
+fi
+
+begin "apa_mmdet with its test tools" "see the log"
+pip_install --no-build-isolation -e "$root[$stack,test]"
+
+begin "a last look" "remove $venv and run this again"
+"$py" -m pip check >>"$log" 2>&1 || say "pip check has remarks, see the log"
+proof=$(ops_work 2>&1) || { echo "$proof" >>"$log"; fail "mmcv's ops do not work."; }
+APA_MMDET_OPS_ONLY=1 "$py" -c 'import apa_mmdet; apa_mmdet._check_stack()' >>"$log" 2>&1
+wanted >"$stamp"
+say "ready in $(clock). To use it: source $venv/bin/activate"
