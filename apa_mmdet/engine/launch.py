@@ -86,6 +86,7 @@ def _prepare_cpu_processes(cfg: Config) -> None:
         "model_wrapper_cfg",
         dict(
             type="MMDistributedDataParallel",
+            device_ids=None,
             broadcast_buffers=False,
             find_unused_parameters=cfg.get("find_unused_parameters", False),
         ),

@@ -147,23 +147,20 @@ def test_pieces_join_up():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_within_one_ulp(reference, dtype):
-    rounded = GRID.to(dtype)
-    good = total = 0
-    for name, function in (("apa", apa), ("aglu", aglu)):
-        value = function(rounded[:, 0][None], rounded[:, 1], rounded[:, 2])[0]
+    result = computed(GRID.to(dtype).double(), dtype)
+    for name, value in result.items():
         assert value.dtype == dtype
+        assert not value.isnan().any()
         exact = torch.tensor(
             [float(values[name][0]) for values, _, _ in reference[dtype]],
             dtype=torch.float64,
         ).to(dtype)
-        assert not value.isnan().any()
         normal = exact.abs() >= torch.finfo(dtype).tiny
         below = torch.nextafter(exact, torch.full_like(exact, -math.inf))
         above = torch.nextafter(exact, torch.full_like(exact, math.inf))
-        good += ((value >= below) & (value <= above))[normal].sum().item()
-        total += normal.sum().item()
-    assert total > 2000
-    assert good >= 0.99 * total
+        good = ((value >= below) & (value <= above))[normal].double().mean()
+        assert normal.sum() > 100
+        assert good >= 0.99, (name, good)
 
 
 @pytest.mark.parametrize(

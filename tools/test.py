@@ -1,0 +1,81 @@
+"""Test a detector: MMDetection's tools/test.py, with the data looked for first."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description="Test (and evaluate) a detector")
+    parser.add_argument("config", help="path of the config file")
+    parser.add_argument("checkpoint", help="path or URL of the checkpoint")
+    parser.add_argument("--out", help="write the predictions to this .pkl file")
+    parser.add_argument("--show", action="store_true", help="show each prediction")
+    parser.add_argument(
+        "--show-dir", help="draw each prediction to this folder, under the work dir"
+    )
+    parser.add_argument(
+        "--wait-time", type=float, default=2, help="seconds each picture is shown"
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation (boxes only)"
+    )
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.out and not args.out.endswith((".pkl", ".pickle")):
+        parser.error(f"--out {args.out}: expected a name that ends in .pkl")
+    if "://" not in args.checkpoint and not os.path.isfile(args.checkpoint):
+        parser.error(f"checkpoint {args.checkpoint}: no such file")
+    return args
+
+
+def enable_tta(cfg) -> None:
+    """Wrap the model and its pipeline for test-time augmentation by flipping."""
+    cfg.setdefault(
+        "tta_model",
+        dict(
+            type="DetTTAModel",
+            tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+        ),
+    )
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    if "tta_pipeline" not in cfg:
+        flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
+        meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+        pack = dict(
+            type="PackDetInputs", meta_keys=(*meta_keys, "flip", "flip_direction")
+        )
+        augment = dict(type="TestTimeAug", transforms=[flips, [pack]])
+        cfg.tta_pipeline = [*dataset.pipeline[:-1], augment]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def main() -> None:
+    """Test."""
+    args = parse_args()
+    cfg = load_config(args, splits=("test",))
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        from mmdet.engine.hooks.utils import trigger_visualization_hook
+
+        cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        enable_tta(cfg)
+    runner = build_runner(cfg)
+    if args.out:
+        from mmdet.evaluation import DumpDetResults
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Train a detector: MMDetection's tools/train.py, with the data looked for first."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description="Train a detector")
+    parser.add_argument("config", help="path of the config file")
+    parser.add_argument(
+        "--amp", action="store_true", help="train with automatic mixed precision"
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate to the batch size the config was made for",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="go on from a checkpoint: a path, or nothing for the latest of work-dir",
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    cfg = load_config(args, splits=("train", "val"))
+    if args.amp:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise SystemExit(
+                "--auto-scale-lr needs auto_scale_lr.base_batch_size in the config; "
+                "add auto_scale_lr=dict(base_batch_size=16), or drop the option"
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        if args.resume != "auto" and not os.path.isfile(args.resume):
+            raise SystemExit(
+                f"--resume {args.resume}: no such file; give a checkpoint, or --resume "
+                f"alone for the latest one in {cfg.work_dir}"
+            )
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    build_runner(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
