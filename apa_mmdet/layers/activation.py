@@ -121,9 +121,10 @@ def _as_range(value: float | Sequence[float], init: object) -> tuple[float, floa
 class APA(_AdaptiveActivation):
     r"""Adaptive Parametric Activation, a gate with values in [0, 1].
 
-    ``APA(z) = (1 + lam * exp(-kappa * z)) ** (-1 / lam)`` (Alexandridis et al., ECCV
-    2024, eq. 3), with learnable ``lambda_param`` and ``kappa_param`` of shape
-    (num_parameters,).
+    ``APA(z) = (1 + lam * exp(-kappa * z)) ** (-1 / lam)``, with learnable
+    ``lambda_param`` and ``kappa_param`` of shape (num_parameters,).
+
+    Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
     Args:
         num_parameters: 1, or the number of channels for a pair per channel.
@@ -154,7 +155,7 @@ class APA(_AdaptiveActivation):
 class AGLU(_AdaptiveActivation):
     r"""Adaptive Generalised Linear Unit, ``AGLU(z) = z * APA(z)``.
 
-    Source: Alexandridis et al., ECCV 2024, eq. 5.
+    Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
     Args:
         num_parameters: 1, or the number of channels for a pair per channel.

@@ -30,7 +30,7 @@ class APASELayer(nn.Module):
     ``y = x * gate(W2 relu(W1 norm(mean(x))))``. With an APA gate the squeezed
     descriptor passes a LayerNorm and the excitation ends in a Dropout of 0.1, as
     published; with any other gate both are left out, which is plain SE (Hu et al.,
-    CVPR 2018). Source: Alexandridis et al., ECCV 2024, section 4.
+    CVPR 2018). Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
     Use it in any of MMDetection's ResNets through
     ``plugins=[dict(cfg=dict(type='APASELayer'), position='after_conv3')]``.

@@ -61,7 +61,10 @@ def _pieces(dtype: torch.dtype, *tensors: Tensor) -> Iterator[list[Tensor]]:
 
 def _log_terms(x: Tensor, lam: float, kappa: float) -> tuple[Tensor, Tensor]:
     """Return ``t`` and ``L``."""
-    t = x.mul(-kappa).add_(math.log(lam))
+    # An infinite kappa * x of finite factors would turn t - L into NaN; the margin
+    # lets L / lam be finite too.
+    bound = torch.finfo(x.dtype).max / 1e6
+    t = x.mul(-kappa).add_(math.log(lam)).clamp_(-bound, bound)
     return t, F.softplus(t, threshold=_SOFTPLUS_LINEAR[x.dtype])
 
 
@@ -106,8 +109,9 @@ def aglu_backward(
         if need_lam:
             q, b = _curvature(t, log1p_w)
             q.mul_(1 / lam)
-            left = (piece * grad).mul_(root).mul_(q)
-            grad_lam += torch.dot(left, b.mul_(q).mul_(root)).item()
+            q.mul_(root)
+            b.mul_(q)
+            grad_lam += torch.dot(q.mul_(piece).mul_(grad), b).item()
         # From here on t is e, the root of APA * r.
         t.add_(log1p_w, alpha=-1 - 1 / lam).sub_(math.log(lam)).mul_(0.5).exp_()
         scaled = t * piece

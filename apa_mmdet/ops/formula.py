@@ -45,6 +45,8 @@ class _Parts:
 
 def _parts(u: Tensor, lam: Tensor) -> _Parts:
     info = torch.finfo(u.dtype)
+    # An infinite kappa * x of finite factors would turn 0 * u into NaN.
+    u = u.clamp(-info.max / 4, info.max / 4)
     v = u.abs().neg_().exp_().clamp_(min=info.tiny)
     negative = u < 0
     e = torch.where(negative, 1 / v, v)
@@ -184,7 +186,7 @@ def negative_cross_entropy(u: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tens
     ``z * r`` and ``m``.
     """
     parts = _parts(u, lam)
-    a = parts.a
+    a, u = parts.a, parts.u
     near = torch.where(a < math.log(2), -(-(-a).expm1()).log(), -(-(-a).exp()).log1p())
     # c = u + (lam + 1) * exp(-u) / 2 + O(exp(-2u)) for large u, where the value of a
     # itself may have underflowed.

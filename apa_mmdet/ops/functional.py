@@ -6,8 +6,8 @@ the input's dtype. Only the input and the two parameters are kept for backward.
 An optimiser may push ``lam`` below zero, where APA is not defined. The functions then
 use ``lam = 0`` and hand ``lam`` the derivative at 0, so that it can come back.
 
-Source: Adaptive Parametric Activation, Alexandridis et al., ECCV 2024, eq. 3 and 5;
-the closed forms are in :mod:`apa_mmdet.ops.formula`.
+Source: Adaptive Parametric Activation, Alexandridis et al., ECCV 2024, arXiv
+2407.08567; the closed forms are in :mod:`apa_mmdet.ops.formula`.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def apa_cross_entropy(
     The label's class contributes ``-ln APA(z)``, every other ``-ln(1 - APA(z))``; both
     are formed from ``ln APA`` and never from a clamped probability. ``lam = 1`` is
     binary cross-entropy with logits, ``lam = 0`` that of the Gumbel classifier (GOL,
-    Alexandridis et al., ECCV 2022, eq. 8).
+    Alexandridis et al., ECCV 2022, arXiv 2207.10936).
 
     Args:
         logits: Shape (N, C), floating; N may be 0.

@@ -251,6 +251,28 @@ def test_negative_lam_acts_as_zero_and_keeps_its_gradient(function):
     assert results[0][1].abs() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_largest_inputs_are_finite(dtype, count):
+    """AGLU is 0 or x there; both paths, the one for scalars and the plain one."""
+    largest = torch.finfo(dtype).max
+    for lam, kappa in itertools.product([0.0, 1e-4, 0.5, 1e3, 1e5], [1.0, 50.0, -50.0]):
+        leaves = [
+            torch.tensor([[largest, -largest]], dtype=dtype).requires_grad_(),
+            torch.full((count,), lam).requires_grad_(),
+            torch.full((count,), kappa).requires_grad_(),
+        ]
+        for function in (aglu, apa):
+            value = function(*leaves)
+            kept, dropped = (0, 1) if kappa > 0 else (1, 0)
+            if function is aglu and dtype is not torch.float16:
+                assert value[0, kept] == leaves[0][0, kept]
+                assert value[0, dropped] == 0
+            grads = torch.autograd.grad(value.sum(), leaves)
+            for tensor in (value, *grads):
+                assert tensor.isfinite().all(), (function, lam, kappa)
+
+
 LAYOUTS = {
     "NCHW": (torch.randn(2, 3, 5, 4), None, 1),
     "channels_last": (
@@ -416,6 +438,19 @@ def test_autocast_keeps_the_input_dtype():
     assert hidden.dtype == value.dtype == torch.bfloat16
     value.float().sum().backward()
     assert lam.grad.isfinite().all()
+
+
+def test_compiles_without_a_graph_break():
+    x = torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(aglu, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (aglu, compiled):
+        leaves = [x.clone(), torch.tensor([0.5]), torch.tensor([1.2])]
+        value = function(*[leaf.requires_grad_() for leaf in leaves])
+        value.square().sum().backward()
+        results.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for eager, traced in zip(*results):
+        torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_input_says_what_is_wrong():

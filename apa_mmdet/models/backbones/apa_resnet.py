@@ -120,7 +120,7 @@ class APAResNet(_PerSiteActivations, ResNet):
     Stages that ``frozen_stages`` freezes freeze their activations too, the stem's with
     the stem. With ``act_cfg=dict(type='ReLU')`` it computes what mmdet's ResNet does.
 
-    Source: Alexandridis et al., ECCV 2024, section 4.
+    Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
     Args:
         *args: As in mmdet's ResNet.
