@@ -61,8 +61,10 @@ model = dict(
             in_channels=width,
             fc_out_channels=256,
             num_classes=num_classes,
-            # 10 of 600 images, the bound of LVIS's rare group
-            loss_cls=dict(num_classes=num_classes, rare_threshold=0.0175),
+            # A third of 40 look-alike classes without negatives costs AP here; with
+            # 0.0175, the bound of LVIS's rare group, box AP was 24.9 instead of 29.4
+            # with 0.0055, two classes.
+            loss_cls=dict(num_classes=num_classes, rare_threshold=None),
         ),
         mask_head=dict(
             num_convs=2,
