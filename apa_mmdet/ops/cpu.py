@@ -11,7 +11,9 @@ cut to what AGLU needs (notation of :mod:`apa_mmdet.ops.formula`): with
 - ``L - s = s**2 * b`` with ``s = sigmoid(t)``, ``i = 1 / (2 - s)``, ``y = s * i`` and
   ``b = i + 2 * y * i**2 * (1/3 + y**2/5 + y**4/7 + ...)``, without cancellation.
 
-Square roots are carried so that a product is right wherever it is a normal number.
+Square roots are carried so that a product is right wherever it is a normal number,
+for ``|x| <= 1e4``. Where it would not be, factors are held up or rounded to zero: a CPU
+takes a hundred times longer over subnormal numbers, and a ReLU-like kappa makes many.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ _PIECE = 1 << 17
 _LAM_RANGE = (1e-4, 1e4)
 # Below this s the series is used; above it L - s loses no more than three bits.
 _SERIES_BELOW = 0.35
+# Below this s the series is 1/3 to rounding, and y**2 would soon be subnormal.
+_SERIES_FROM = 1e-18
 _SERIES_TERMS = {torch.float32: 6, torch.float64: 13}
 # softplus(t) is t, to rounding, beyond this.
 _SOFTPLUS_LINEAR = {torch.float32: 20.0, torch.float64: 40.0}
@@ -59,13 +63,26 @@ def _pieces(dtype: torch.dtype, *tensors: Tensor) -> Iterator[list[Tensor]]:
         yield [f[start : start + _PIECE].to(dtype) for f in flat]
 
 
+def _lowest(dtype: torch.dtype) -> float:
+    """Return the logarithm of a root whose square no product can make normal again."""
+    return 0.5 * math.log(torch.finfo(dtype).tiny) - 15
+
+
 def _log_terms(x: Tensor, lam: float, kappa: float) -> tuple[Tensor, Tensor]:
     """Return ``t`` and ``L``."""
+    info = torch.finfo(x.dtype)
     # An infinite kappa * x of finite factors would turn t - L into NaN; the margin
     # lets L / lam be finite too.
-    bound = torch.finfo(x.dtype).max / 1e6
-    t = x.mul(-kappa).add_(math.log(lam)).clamp_(-bound, bound)
-    return t, F.softplus(t, threshold=_SOFTPLUS_LINEAR[x.dtype])
+    t = x.mul(-kappa).add_(math.log(lam)).clamp_(-info.max / 1e6, info.max / 1e6)
+    # L / lam is below rounding there.
+    floor = math.log(min(lam, 1) * info.eps / 16)
+    return t, F.softplus(t.clamp(min=floor), threshold=_SOFTPLUS_LINEAR[x.dtype])
+
+
+def _exp(logarithm: Tensor) -> Tensor:
+    """Replace the logarithm of a root by the root, or by 0 if its square is nothing."""
+    low = _lowest(logarithm.dtype)
+    return F.threshold_(logarithm.clamp_(min=low).exp_(), math.exp(low + 5), 0.0)
 
 
 def aglu(x: Tensor, lam: float, kappa: float, dtype: torch.dtype) -> Tensor:
@@ -73,8 +90,7 @@ def aglu(x: Tensor, lam: float, kappa: float, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(x)
     flat = out.as_strided((out.numel(),), (1,))
     for index, (piece,) in enumerate(_pieces(dtype, x)):
-        _, root = _log_terms(piece, lam, kappa)
-        root.mul_(-0.5 / lam).exp_()
+        root = _exp(_log_terms(piece, lam, kappa)[1].mul_(-0.5 / lam))
         flat[index * _PIECE : (index + 1) * _PIECE] = root * piece * root
     return out
 
@@ -105,7 +121,7 @@ def aglu_backward(
     grad_lam = grad_kappa = 0.0
     for index, (piece, grad) in enumerate(_pieces(dtype, x, grad_output)):
         t, log1p_w = _log_terms(piece, lam, kappa)
-        root = log1p_w.mul(-0.5 / lam).exp_()
+        root = _exp(log1p_w.mul(-0.5 / lam))
         if need_lam:
             q, b = _curvature(t, log1p_w)
             q.mul_(1 / lam)
@@ -113,8 +129,9 @@ def aglu_backward(
             b.mul_(q)
             grad_lam += torch.dot(q.mul_(piece).mul_(grad), b).item()
         # From here on t is e, the root of APA * r.
-        t.add_(log1p_w, alpha=-1 - 1 / lam).sub_(math.log(lam)).mul_(0.5).exp_()
-        scaled = t * piece
+        t.add_(log1p_w, alpha=-1 - 1 / lam).sub_(math.log(lam))
+        t = _exp(t.mul_(0.5))
+        scaled = F.hardshrink(t * piece, math.sqrt(torch.finfo(dtype).tiny))
         if need_kappa:
             grad_kappa += torch.dot(grad * scaled, scaled).item()
         if need_x:
@@ -130,10 +147,10 @@ def _curvature(t: Tensor, log1p_w: Tensor) -> tuple[Tensor, Tensor]:
     ``L - s`` has grown since. Clamps select the part: torch.where is not vectorised.
     """
     c = _SERIES_BELOW
-    s = t.sigmoid().clamp_(min=torch.finfo(t.dtype).tiny)
+    s = t.clamp(_lowest(t.dtype), -_lowest(t.dtype)).sigmoid_()
     low = s.clamp(max=c)
     i = (2 - low).reciprocal_()
-    y = low * i
+    y = s.clamp(_SERIES_FROM, c).mul_(i)
     y2 = y * y
     terms = _SERIES_TERMS[t.dtype]
     series = torch.full_like(y2, 1 / (2 * terms + 1))

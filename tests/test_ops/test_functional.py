@@ -271,6 +271,9 @@ def test_the_largest_inputs_are_finite(dtype, count):
             grads = torch.autograd.grad(value.sum(), leaves)
             for tensor in (value, *grads):
                 assert tensor.isfinite().all(), (function, lam, kappa)
+            if function is aglu and dtype is not torch.float16:
+                assert grads[0][0, kept] == 1 and grads[0][0, dropped] == 0
+                assert all(grad.abs().max() < 1e-3 for grad in grads[1:])
 
 
 LAYOUTS = {
