@@ -18,7 +18,7 @@ started=$SECONDS
 say "2/5 mini-LVIS in $data"
 "$python" tools/dataset_converters/make_mini_lvis.py "$data"
 
-say "3/5 training (about 7 minutes on 2 cores; resumes if it was interrupted)"
+say "3/5 training (about 6 minutes on 2 cores; resumes if it was interrupted)"
 # Evaluation is a step of its own below.
 "$python" -W ignore tools/train.py "$config" --work-dir "$work" --resume \
     --cfg-options train_cfg.val_interval=1000

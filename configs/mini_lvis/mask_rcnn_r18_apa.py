@@ -82,7 +82,7 @@ model = dict(
 )
 
 # ---- schedule
-max_epochs = 6
+max_epochs = 5
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=0.002, weight_decay=0.01)
