@@ -132,11 +132,12 @@ def test_published_model(depth, blocks):
     assert loss.learnable is None and loss.lambda_param == 0
     assert loss.rare_threshold == 0.0011
     predictor = model.roi_head.mask_head.conv_logits
+    assert isinstance(predictor, CosineConv2d)
     if depth == 50:
-        assert isinstance(predictor, CosineConv2d)
+        assert predictor.tempearture == 4.5
         assert model.roi_head.mask_head.upsample_method == "carafe"
     else:
-        assert predictor.tempearture == 20
+        assert predictor.tempearture is None and predictor.temperature == 20
         assert model.roi_head.mask_head.upsample_method == "deconv"
 
 

@@ -47,7 +47,8 @@ say "done"
 cat <<TEXT
 Picture:     $work/detections.png
 Checkpoint:  $checkpoint
-Next, the same training with ReLU in the backbone:
-    $python tools/train.py $config --work-dir work_dirs/relu \\
-        --cfg-options model.backbone.act_cfg="{'_delete_':True,'type':'ReLU'}"
+Next, the same training with the sigmoid classifier in place of APA's:
+    $python tools/train.py $config --work-dir work_dirs/sigmoid --cfg-options \\
+        model.roi_head.bbox_head.loss_cls.lam=1.0 \\
+        model.roi_head.bbox_head.loss_cls.learnable=None
 TEXT

@@ -7,7 +7,7 @@ model = dict(
     ),
     roi_head=dict(
         mask_head=dict(
-            predictor_cfg=dict(_delete_=True, type="NormedConv2d", tempearture=20),
+            predictor_cfg=dict(temperature=20, learnable=False),
             upsample_cfg=dict(_delete_=True, type="deconv", scale_factor=2),
         )
     ),

@@ -111,6 +111,18 @@ def test_cosine_predictor_in_the_mask_head():
     assert predictor.tempearture.grad.isfinite().all()
 
 
-def test_cosine_predictor_is_one_by_one():
+def test_cosine_predictor_with_a_fixed_temperature():
+    predictor = CosineConv2d(8, 4, 1, temperature=20, learnable=False)
+    assert set(predictor.state_dict()) == {"weight", "bias"}
+    x = torch.randn(2, 8, 3, 3)
+    weight = F.normalize(predictor.weight[:, :, 0, 0])
+    cosine = torch.einsum("nchw,kc->nkhw", F.normalize(x, dim=1), weight)
+    expected = 20 * cosine + predictor.bias[:, None, None]
+    torch.testing.assert_close(predictor(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cosine_predictor_refuses_what_is_no_cosine():
     with pytest.raises(ValueError, match="kernel_size"):
         CosineConv2d(8, 4, 3)
+    with pytest.raises(ValueError, match="temperature=0"):
+        CosineConv2d(8, 4, 1, temperature=0)

@@ -1,4 +1,4 @@
-"""The cosine mask predictor of the published ResNet-50 model."""
+"""The cosine mask predictor of the published models."""
 
 from __future__ import annotations
 
@@ -11,33 +11,44 @@ _EPS = 1e-6
 
 @MODELS.register_module()
 class CosineConv2d(nn.Conv2d):
-    """1x1 convolution of cosine similarities, scaled by a learnable temperature.
+    """1x1 convolution of cosine similarities, scaled by a temperature.
 
-    ``y = t**2 * <x, w> / (|x| |w|) + b`` with norms over the channels. Use it as
-    ``predictor_cfg=dict(type='CosineConv2d')`` of FCNMaskHead; with a fixed
-    temperature, mmdet's NormedConv2d does the same.
+    ``y = temperature * <x, w> / (|x| |w|) + b`` with norms over the channels. Use it as
+    ``predictor_cfg=dict(type='CosineConv2d')`` of FCNMaskHead. The published ResNet-50
+    model learns the temperature, the ResNet-101 model keeps it at 20.
 
     Args:
         *args: As in :class:`torch.nn.Conv2d`.
-        temperature_root: Start of ``t``; the published 4.5 scales by 20.25.
+        temperature: Start of the temperature, by default the published 4.5 squared.
+        learnable: Whether its square root is a parameter, of shape (1,).
         **kwargs: As in :class:`torch.nn.Conv2d`.
 
     Raises:
-        ValueError: If the kernel is not 1x1.
+        ValueError: If the kernel is not 1x1 or the temperature not positive.
     """
 
-    def __init__(self, *args, temperature_root: float = 4.5, **kwargs) -> None:
+    def __init__(
+        self, *args, temperature: float = 20.25, learnable: bool = True, **kwargs
+    ) -> None:
         super().__init__(*args, **kwargs)
         if self.kernel_size != (1, 1):
             raise ValueError(
                 f"kernel_size={self.kernel_size}, expected 1: a cosine is taken per "
                 f"position"
             )
-        # Published checkpoints spell it so, and so does mmdet's NormedConv2d.
-        self.tempearture = nn.Parameter(torch.full((1,), float(temperature_root)))
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}, expected a positive number")
+        self.temperature = float(temperature)
+        # Published checkpoints spell it so.
+        self.tempearture = (
+            nn.Parameter(torch.full((1,), self.temperature**0.5)) if learnable else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, out_channels, H, W) of ``x`` (N, in_channels, H, W)."""
+        scale = self.temperature
+        if self.tempearture is not None:
+            scale = self.tempearture.square()
         weight = self.weight / (self.weight.norm(dim=1, keepdim=True) + _EPS)
-        scale = self.tempearture.square() / (x.norm(dim=1, keepdim=True) + _EPS)
-        return self._conv_forward(x * scale, weight, self.bias)
+        x = x * (scale / (x.norm(dim=1, keepdim=True) + _EPS))
+        return self._conv_forward(x, weight, self.bias)
