@@ -218,7 +218,7 @@ say "$("$py" --version), stack $stack, log in $log"
 begin "torch" "choose a torch that exists for this Python and machine, for example \
 TORCH_SPEC=torch==2.8.0 bash tools/setup_env.sh $stack, or install one into $venv first"
 if [ -z "$(version torch)" ]; then
-    say "installing $torch_spec (with CUDA, some gigabytes)"
+    say "installing $torch_spec (a build for CUDA is some gigabytes)"
     read -ra torch_arguments <<<"$torch_spec"
     run "$py" -m pip install "${torch_arguments[@]}"
 fi

@@ -9,11 +9,16 @@ from collections.abc import Iterable, Iterator
 
 from mmengine.config import Config
 
-_LAYOUT = """expected layout of an LVIS v1 folder:
+_LVIS_LAYOUT = """expected layout of an LVIS v1 folder:
   {root}
     annotations/lvis_v1_train.json, lvis_v1_val.json
     train2017/000000000009.jpg, ...
-    val2017/000000000139.jpg, ..."""
+    val2017/000000000139.jpg, ...
+To try without a download: python tools/dataset_converters/make_mini_lvis.py"""
+_LAYOUT = """expected layout, as the config's data set has it:
+  {root}
+    {ann_file}
+    {images}, with the images that the annotations name"""
 _IMAGE_KEYS = (b'"coco_url"', b'"file_name"')
 _COCO_URL = "http://images.cocodataset.org/"
 
@@ -79,7 +84,7 @@ def _check_pretrained(node: object) -> None:
         if node.get("type") == "Pretrained" and path and not _is_remote(path):
             if not osp.isfile(osp.expanduser(path)):
                 raise FileNotFoundError(
-                    f"the pretrained weights are not there: {osp.abspath(path)}\n"
+                    f"not there: {osp.abspath(path)}, the pretrained weights\n"
                     f"Weights of the published SE-ResNet backbones come from the "
                     f"authors, github.com/kostas1515/AGLU (ImageNet-1K models with "
                     f"APA); save the file under that name, or train from scratch with "
@@ -108,13 +113,16 @@ def _check_dataset(dataset: dict, split: str) -> None:
         return
     ann_file = osp.join(root, dataset["ann_file"])
     if not osp.isfile(ann_file):
-        raise _missing(f"the {split} annotations", ann_file, root)
-    prefix = dataset.get("data_prefix", {}).get("img", "")
-    folder = osp.join(root, prefix)
+        raise _missing(f"the {split} annotations", ann_file, dataset)
+    folder = osp.join(root, _image_folder(dataset))
     for name in _some_images(ann_file, dataset.get("type", "")):
         path = osp.join(folder, name)
         if not osp.isfile(path):
-            raise _missing(f"a {split} image named in {ann_file}", path, root)
+            raise _missing(f"a {split} image named in {ann_file}", path, dataset)
+
+
+def _image_folder(dataset: dict) -> str:
+    return dataset.get("data_prefix", {}).get("img", "")
 
 
 def _is_remote(path: str) -> bool:
@@ -142,12 +150,16 @@ def _name_at(text: mmap.mmap, place: int) -> str:
     return match.group(1).decode().replace(_COCO_URL, "") if match else ""
 
 
-def _missing(what: str, path: str, root: str) -> FileNotFoundError:
+def _missing(what: str, path: str, dataset: dict) -> FileNotFoundError:
+    root = dataset.get("data_root") or "."
+    layout = _LVIS_LAYOUT if "LVIS" in dataset.get("type", "") else _LAYOUT
+    described = layout.format(
+        root=osp.abspath(root),
+        ann_file=dataset["ann_file"],
+        images=_image_folder(dataset) or "here",
+    )
     return FileNotFoundError(
-        f"{what} are not there: {osp.abspath(path)}\n"
-        f"{_LAYOUT.format(root=osp.abspath(root) if root else '<data_root>')}\n"
-        f"Put the data there or link it (ln -s /path/to/lvis {root or 'data/lvis_v1'})"
-        f", or point elsewhere with --cfg-options data_root=... as the README's LVIS "
-        f"section shows. To try without a download: python "
-        f"tools/dataset_converters/make_mini_lvis.py"
+        f"not there: {osp.abspath(path)}, {what}\n{described}\n"
+        f"Put the data there or link it (ln -s /path/to/data {root.rstrip('/')}), or "
+        f"point elsewhere with --cfg-options data_root=/path/to/data"
     )
