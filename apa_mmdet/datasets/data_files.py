@@ -115,7 +115,7 @@ def _check_dataset(dataset: dict, split: str) -> None:
     if not osp.isfile(ann_file):
         raise _missing(f"the {split} annotations", ann_file, dataset)
     folder = osp.join(root, _image_folder(dataset))
-    for name in _some_images(ann_file, dataset.get("type", "")):
+    for name in _some_images(ann_file, _is_lvis(dataset)):
         path = osp.join(folder, name)
         if not osp.isfile(path):
             raise _missing(f"a {split} image named in {ann_file}", path, dataset)
@@ -125,13 +125,17 @@ def _image_folder(dataset: dict) -> str:
     return dataset.get("data_prefix", {}).get("img", "")
 
 
+def _is_lvis(dataset: dict) -> bool:
+    return "LVIS" in str(dataset.get("type"))  # a name, or a class in lazy configs
+
+
 def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _some_images(ann_file: str, dataset_type: str) -> list[str]:
+def _some_images(ann_file: str, is_lvis: bool) -> list[str]:
     """Return the first and the last image name of the file, or nothing if none."""
-    keys = _IMAGE_KEYS if "LVIS" in dataset_type else _IMAGE_KEYS[::-1]
+    keys = _IMAGE_KEYS if is_lvis else _IMAGE_KEYS[::-1]
     with open(ann_file, "rb") as file:
         try:
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -152,7 +156,7 @@ def _name_at(text: mmap.mmap, place: int) -> str:
 
 def _missing(what: str, path: str, dataset: dict) -> FileNotFoundError:
     root = dataset.get("data_root") or "."
-    layout = _LVIS_LAYOUT if "LVIS" in dataset.get("type", "") else _LAYOUT
+    layout = _LVIS_LAYOUT if _is_lvis(dataset) else _LAYOUT
     described = layout.format(
         root=osp.abspath(root),
         ann_file=dataset["ann_file"],

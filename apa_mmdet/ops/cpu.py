@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .formula import atanh_series
+
 # Elements per piece: large enough to occupy torch's threads (32,768 elements each).
 _PIECE = 1 << 17
 # ln(lam) must not dwarf kappa * x, or rounding t would spoil exp(t).
@@ -56,11 +58,11 @@ def _is_dense(x: Tensor) -> bool:
     )
 
 
-def _pieces(dtype: torch.dtype, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Yield aligned flat pieces of dense tensors, in memory order, as ``dtype``."""
-    flat = [t.as_strided((t.numel(),), (1,)) for t in tensors]
-    for start in range(0, flat[0].numel(), _PIECE):
-        yield [f[start : start + _PIECE].to(dtype) for f in flat]
+def _pieces(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """Yield aligned flat views of dense tensors, in memory order; None stays None."""
+    flat = [None if t is None else t.as_strided((t.numel(),), (1,)) for t in tensors]
+    for start in range(0, tensors[0].numel(), _PIECE):
+        yield [None if f is None else f[start : start + _PIECE] for f in flat]
 
 
 def _lowest(dtype: torch.dtype) -> float:
@@ -88,10 +90,10 @@ def _exp(logarithm: Tensor) -> Tensor:
 def aglu(x: Tensor, lam: float, kappa: float, dtype: torch.dtype) -> Tensor:
     """Return ``AGLU(x)`` in the dtype and layout of ``x``, computed in ``dtype``."""
     out = torch.empty_like(x)
-    flat = out.as_strided((out.numel(),), (1,))
-    for index, (piece,) in enumerate(_pieces(dtype, x)):
+    for piece, result in _pieces(x, out):
+        piece = piece.to(dtype)
         root = _exp(_log_terms(piece, lam, kappa)[1].mul_(-0.5 / lam))
-        flat[index * _PIECE : (index + 1) * _PIECE] = root * piece * root
+        result.copy_(root * piece * root)
     return out
 
 
@@ -114,12 +116,12 @@ def aglu_backward(
         needs: Which gradients are wanted; the others are None, 0 and 0.
     """
     need_x, need_lam, need_kappa = needs
-    if grad_output.stride() != x.stride() or not _is_dense(grad_output):
+    if grad_output.stride() != x.stride():
         grad_output = torch.empty_like(x).copy_(grad_output)
     grad_x = torch.empty_like(x) if need_x else None
-    flat = grad_x.as_strided((x.numel(),), (1,)) if need_x else None
     grad_lam = grad_kappa = 0.0
-    for index, (piece, grad) in enumerate(_pieces(dtype, x, grad_output)):
+    for piece, grad, result in _pieces(x, grad_output, grad_x):
+        piece, grad = piece.to(dtype), grad.to(dtype)
         t, log1p_w = _log_terms(piece, lam, kappa)
         root = _exp(log1p_w.mul(-0.5 / lam))
         if need_lam:
@@ -136,7 +138,7 @@ def aglu_backward(
             grad_kappa += torch.dot(grad * scaled, scaled).item()
         if need_x:
             derivative = root.mul_(root).addcmul_(scaled, t, value=kappa)
-            flat[index * _PIECE : (index + 1) * _PIECE] = derivative.mul_(grad)
+            result.copy_(derivative.mul_(grad))
     return grad_x, grad_lam, grad_kappa
 
 
@@ -151,11 +153,7 @@ def _curvature(t: Tensor, log1p_w: Tensor) -> tuple[Tensor, Tensor]:
     low = s.clamp(max=c)
     i = (2 - low).reciprocal_()
     y = s.clamp(_SERIES_FROM, c).mul_(i)
-    y2 = y * y
-    terms = _SERIES_TERMS[t.dtype]
-    series = torch.full_like(y2, 1 / (2 * terms + 1))
-    for k in range(terms - 1, 0, -1):
-        series.mul_(y2).add_(1 / (2 * k + 1))
+    series = atanh_series(y, _SERIES_TERMS[t.dtype])
     b = series.mul_(y).mul_(i).mul_(2).add_(1).mul_(i)
     start = -math.log1p(-c)
     grown = log1p_w.clamp(min=start).sub_(start).sub_(s - low)

@@ -98,6 +98,15 @@ def _rate(parts: _Parts, lam: Tensor) -> tuple[Tensor, Tensor]:
     return g / _over_v(parts, lam)[2], g
 
 
+def atanh_series(y: Tensor, terms: int) -> Tensor:
+    """Return ``(atanh(y) - y) / y**3 = 1/3 + y**2/5 + y**4/7 + ...`` to ``terms``."""
+    y2 = y * y
+    series = torch.full_like(y2, 1 / (2 * terms + 1))
+    for k in range(terms - 1, 0, -1):
+        series.mul_(y2).add_(1 / (2 * k + 1))
+    return series
+
+
 def _curvature(parts: _Parts, lam: Tensor) -> tuple[Tensor, Tensor]:
     """Split ``m`` into factors ``(q, b)`` with ``m = q * b * q``.
 
@@ -110,11 +119,7 @@ def _curvature(parts: _Parts, lam: Tensor) -> tuple[Tensor, Tensor]:
     n, c, d = _over_v(parts, lam)
     q_small = n / (c + d)
     y = lam * q_small
-    y2 = y * y
-    terms = _SERIES_TERMS[dtype]
-    series = torch.full_like(y2, 1 / (2 * terms + 1))
-    for k in range(terms - 1, 0, -1):
-        series.mul_(y2).add_(1 / (2 * k + 1))
+    series = atanh_series(y, _SERIES_TERMS[dtype])
     b_small = 2 / (1 + y) + 2 * y * series
     b_large = parts.log1p_w - lam * n / d
     small = parts.w <= 1

@@ -96,13 +96,13 @@ def main() -> None:
         best = one_class_each(found.pred_instances, args.score_thr)
         found.pred_instances = enlarged(best, scale, width, height)
         pair = []
-        for sample, kind in ((truth, "gt"), (found, "pred")):
+        for sample in (truth, found):
             visualizer.add_datasample(
                 "sheet",
                 shown,
                 sample,
-                draw_gt=kind == "gt",
-                draw_pred=kind == "pred",
+                draw_gt=sample is truth,
+                draw_pred=sample is found,
                 pred_score_thr=args.score_thr,
             )
             pair.append(visualizer.get_image())
