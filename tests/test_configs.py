@@ -1,5 +1,6 @@
 """The shipped configs: they build, and say no more than they mean to."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(
     str(path.relative_to(ROOT))
     for path in ROOT.glob("*/*.py")
-    if path.parent.name != "_base_"
+    if path.parent.name not in ("_base_", "coco")
 )
+COCO = sorted(path.name for path in ROOT.glob("coco/*.py"))
 
 
 def load(name):
@@ -64,6 +66,30 @@ def test_builds_and_treats_lambda_and_kappa_right(name):
             else:
                 assert group["weight_decay"] > 0, names[id(param)]
     assert seen == sum(key.endswith("a_param") for key in names.values())
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_a_coco_config_only_converts_its_base(name):
+    cfg = load(f"coco/{name}")
+    assert len((ROOT / "coco" / name).read_text().splitlines()) <= 10
+    register_all_modules(init_default_scope=True)
+    base = copy.deepcopy(cfg.model)
+    base.type = base.pop("base_type")
+    plain = MODELS.build(base)
+    model = MODELS.build(cfg.model)
+    assert type(model) is type(plain)
+    added = [key for key in model.state_dict() if key not in plain.state_dict()]
+    assert len(added) == 2 * len(model.conversion_report.sites) > 0
+    assert all(key.endswith(("lambda_param", "kappa_param")) for key in added)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    decays = {
+        id(param): group["weight_decay"]
+        for group in wrapper.optimizer.param_groups
+        for param in group["params"]
+    }
+    for name, param in model.named_parameters():
+        if name in added and param.requires_grad:
+            assert decays[id(param)] == 0, name
 
 
 @pytest.mark.parametrize(

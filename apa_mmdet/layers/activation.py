@@ -167,6 +167,9 @@ class AGLU(_AdaptiveActivation):
         learnable: If False, the parameters take no gradient.
         inplace: Accepted for mmcv's ConvModule; the input is never modified.
         channel_dim: Axis of the channels; see :func:`apa_mmdet.ops.aglu`.
+        negative_slope: ``a`` in ``(1 - a) * AGLU(z) + a * z``, which stands in for a
+            LeakyReLU of that slope.
+        max_value: Upper bound of the result, as in ReLU6.
 
     Raises:
         TypeError: If ``init`` is neither a name nor a dict of ``lam`` and ``kappa``.
@@ -177,3 +180,35 @@ class AGLU(_AdaptiveActivation):
 
     _function = staticmethod(aglu)
     _starts = {"uniform": ((0.0, 1.0), (1.0, 1.3)), **_STAND_INS}
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        init: str | Mapping = "uniform",
+        learnable: bool = True,
+        inplace: bool = False,
+        channel_dim: int | None = None,
+        negative_slope: float = 0.0,
+        max_value: float | None = None,
+    ) -> None:
+        super().__init__(num_parameters, init, learnable, inplace, channel_dim)
+        self.negative_slope = negative_slope
+        self.max_value = max_value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of ``x``, in its shape and dtype."""
+        y = super().forward(x)
+        if self.negative_slope:
+            y = torch.lerp(y, x, self.negative_slope)
+        if self.max_value is not None:
+            y = y.clamp(max=self.max_value)
+        return y
+
+    def extra_repr(self) -> str:
+        """Return what ``print(module)`` shows."""
+        text = super().extra_repr()
+        if self.negative_slope:
+            text += f", negative_slope={self.negative_slope}"
+        if self.max_value is not None:
+            text += f", max_value={self.max_value}"
+        return text

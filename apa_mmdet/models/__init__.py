@@ -1,7 +1,15 @@
 """Backbones, losses and heads, registered for MMDetection's configs."""
 
+from .apa_detector import APADetector
 from .backbones import APAResNet, APAResNeXt
 from .losses import APALoss
 from .roi_heads import APABBoxHead, CosineConv2d
 
-__all__ = ["APABBoxHead", "APALoss", "APAResNeXt", "APAResNet", "CosineConv2d"]
+__all__ = [
+    "APABBoxHead",
+    "APADetector",
+    "APALoss",
+    "APAResNeXt",
+    "APAResNet",
+    "CosineConv2d",
+]

@@ -98,3 +98,21 @@ def test_channel_mismatch_says_so():
     assert tokens(torch.randn(2, 7, 4)).shape == (2, 7, 4)
     nhwc = AGLU(num_parameters=4, channel_dim=-1)
     assert nhwc(torch.randn(2, 5, 6, 4)).shape == (2, 5, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "twin"),
+    [
+        (dict(negative_slope=0.1), torch.nn.LeakyReLU(0.1)),
+        (dict(max_value=6.0), torch.nn.ReLU6()),
+    ],
+)
+def test_leaky_and_bounded_stand_ins(options, twin):
+    """Near the twin in value and slope, away from its corners."""
+    activation = AGLU(init=dict(lam=1.0, kappa=1e4), **options).double()
+    x = torch.linspace(-9, 9, 400, dtype=torch.float64, requires_grad=True)
+    y, expected = activation(x), twin(x)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=0)
+    grad, expected = (torch.autograd.grad(v.sum(), x)[0] for v in (y, expected))
+    torch.testing.assert_close(grad, expected, atol=1e-4, rtol=0)
+    assert str(options[next(iter(options))]) in repr(activation)

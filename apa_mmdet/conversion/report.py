@@ -1,0 +1,90 @@
+"""What a conversion has put in and what it has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Site:
+    """An activation that was put in.
+
+    Attributes:
+        path: Where it is in the model; its parameters' keys begin with it.
+        was: The activation it replaced.
+        becomes: What it is now.
+        start: Its starting values.
+        shared: Why more than one call leads to it, or "".
+        trainable: Whether its parameters take a gradient.
+    """
+
+    path: str
+    was: str
+    becomes: str
+    start: str
+    shared: str = ""
+    trainable: bool = True
+
+
+@dataclass(frozen=True)
+class Left:
+    """An activation that stays as it was.
+
+    Attributes:
+        path: Where it is; a method's name with ``()`` for a function called inline.
+        was: The activation.
+        reason: Why it stays.
+    """
+
+    path: str
+    was: str
+    reason: str
+
+
+@dataclass
+class ConversionReport:
+    """The sites of a converted model and what was left; ``str()`` gives the tables."""
+
+    sites: list[Site] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        frozen = sum(not site.trainable for site in self.sites)
+        lines = [
+            f"{len(self.sites)} activations became learnable"
+            + (f", {frozen} of them frozen with their stage" if frozen else "")
+            + f"; {len(self.left)} were left."
+        ]
+        if self.sites:
+            rows = [("site", "was", "becomes", "start", "shared")]
+            for site in self.sites:
+                start = site.start + ("" if site.trainable else ", frozen")
+                rows.append((site.path, site.was, site.becomes, start, site.shared))
+            lines += ["", *_aligned(rows)]
+        if self.left:
+            lines += ["", *_aligned([("left", "is", "reason"), *self._left_rows()])]
+        return "\n".join(lines)
+
+    def _left_rows(self) -> list[tuple[str, str, str]]:
+        """One row for each reason, with the first few paths."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for left in self.left:
+            alike.setdefault((left.was, left.reason), []).append(left.path)
+        rows = []
+        for (was, reason), paths in alike.items():
+            more = len(paths) - _SHOWN
+            rows += [(path, was, reason) for path in paths[:_SHOWN]]
+            if more > 0:
+                rows.append((f"... and {more} more", was, reason))
+        return rows
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in rows
+    ]

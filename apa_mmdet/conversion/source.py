@@ -1,0 +1,142 @@
+"""The source of a module's methods, as syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import linecache
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+
+from torch import nn
+
+# Read although it is torch's own: it takes its activation as a function.
+_READ_IN_TORCH = "torch.nn.modules.transformer"
+
+
+@cache
+def _functions_of_file(path: str) -> dict[tuple[str, int], ast.FunctionDef]:
+    tree = ast.parse("".join(linecache.getlines(path)))
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno] + [d.lineno for d in node.decorator_list])
+            found[node.name, first] = node
+    return found
+
+
+@cache
+def syntax(function: Callable) -> ast.FunctionDef | None:
+    """Return the syntax tree of a function, None if its source is not to be had.
+
+    Lines and columns are those of the file. The tree is shared: copy it to change it.
+    """
+    inner = inspect.unwrap(function)
+    try:
+        path = inspect.getsourcefile(inner)
+        linecache.checkcache(path)
+        nodes = _functions_of_file(path)
+    except (OSError, TypeError, SyntaxError):
+        return None
+    found = nodes.get((inner.__code__.co_name, inner.__code__.co_firstlineno))
+    for decorator in found.decorator_list if found is not None else ():
+        names = (node.id for node in ast.walk(decorator) if isinstance(node, ast.Name))
+        if not all(
+            name in inner.__globals__ or hasattr(builtins, name) for name in names
+        ):
+            return None  # it could not be applied to a changed version
+    return found
+
+
+@cache
+def readable_classes(cls: type) -> tuple[type, ...]:
+    """Return the classes, in the order of resolution, whose methods are read."""
+    return tuple(
+        klass
+        for klass in cls.__mro__
+        if klass is not object
+        and (not klass.__module__.startswith("torch.") or _is_read_in_torch(klass))
+    )
+
+
+def _is_read_in_torch(klass: type) -> bool:
+    return klass.__module__ == _READ_IN_TORCH
+
+
+@cache
+def methods(cls: type) -> dict[str, tuple[type, FunctionType]]:
+    """Return the methods that an instance would run, with the class of each."""
+    found: dict[str, tuple[type, FunctionType]] = {}
+    hidden = set()
+    for klass in cls.__mro__:
+        for name, value in vars(klass).items():
+            if klass in readable_classes(cls) and isinstance(value, FunctionType):
+                if name not in hidden:
+                    found.setdefault(name, (klass, value))
+            hidden.add(name)
+    return found
+
+
+def inherited(cls: type, after: type, name: str) -> tuple[type, FunctionType] | None:
+    """Return what ``super().name`` in class ``after`` runs on an instance of ``cls``.
+
+    None where that is torch's, or no function.
+    """
+    mro = cls.__mro__
+    for klass in mro[mro.index(after) + 1 :]:
+        if name in vars(klass):
+            value = vars(klass)[name]
+            readable = klass in readable_classes(cls)
+            is_method = readable and isinstance(value, FunctionType)
+            return (klass, value) if is_method else None
+    return None
+
+
+@cache
+def mentions(cls: type, words: tuple[str, ...]) -> bool:
+    """Tell whether the source of a class or of its bases holds one of these words."""
+    return any(
+        word in text for text in map(_text, readable_classes(cls)) for word in words
+    )
+
+
+@cache
+def _text(cls: type) -> str:
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        return ""
+
+
+@cache
+def calls_on_others(cls: type, name: str) -> bool:
+    """Tell whether a method of a class calls ``other.name(x)``, other than self."""
+    if not mentions(cls, (f".{name}(",)):
+        return False
+    for _, function in methods(cls).values():
+        definition = syntax(function)
+        if definition is None or not definition.args.args:
+            continue
+        # Neither the module itself nor something like torch.nn.functional.
+        not_others = {
+            definition.args.args[0].arg,
+            *inspect.unwrap(function).__globals__,
+        }
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                receiver = ast.unparse(node.func.value)
+                if node.func.attr == name and node.args and receiver not in not_others:
+                    return True
+    return False
+
+
+def is_container(module: nn.Module) -> bool:
+    """Tell whether torch's own code, or the parent's, calls the children in turn."""
+    forward = type(module).forward
+    return forward in (
+        nn.Sequential.forward,
+        nn.ModuleList.forward,
+        nn.ModuleDict.forward,
+    ) and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))

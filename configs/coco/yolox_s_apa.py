@@ -1,0 +1,3 @@
+_base_ = "mmdet::yolox/yolox_s_8xb8-300e_coco.py"
+custom_imports = dict(imports=["apa_mmdet"], allow_failed_imports=False)
+model = dict(type="APADetector", base_type={{_base_.model.type}})
