@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -19,24 +17,9 @@ from typing import Any
 from torch import nn
 
 from . import kinds
-from .evaluation import UNKNOWN, bind, decide, evaluate, hold_modules, items
-from .source import inherited, methods, readable_classes, syntax
-
-Position = tuple[int, int, int, int]
-
-
-def position(node: ast.AST) -> Position:
-    """Return where a node stands in its file."""
-    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
-
-
-@dataclass(frozen=True)
-class Place:
-    """A node in a method: the class that defines it, its name, where it stands."""
-
-    owner: type
-    method: str
-    position: Position
+from .evaluation import UNKNOWN, evaluate
+from .source import inherited, readable_classes, syntax
+from .walking import Place, Walker
 
 
 @dataclass
@@ -83,8 +66,8 @@ class Jump:
     names_class: bool
 
 
-class Reader(ast.NodeVisitor):
-    """Reads one module's methods and collects its activation calls.
+class Reader(Walker):
+    """Collects the activation calls of one module's methods.
 
     Args:
         module: The module.
@@ -94,35 +77,26 @@ class Reader(ast.NodeVisitor):
         escapes: Activations used otherwise than by a call, which cannot be split.
         discarded: Activations called for their effect on the input, result unused.
         left: Inline calls that stay, as (method, function, reason).
+        jumps: Calls of base classes' versions of methods.
         repeated_children: Names of children that are used more than once with the same
             weights, such as by a head that runs for each feature level.
-        unreadable: Methods whose source could not be read.
         looks_up: Whether attributes are looked up by a name that is not written out.
     """
 
     def __init__(self, module: nn.Module, activations: set[str]) -> None:
-        self.module = module
+        super().__init__(module)
         self.activations = activations
-        self.methods = methods(type(module))
         self.escapes: set[str] = set()
         self.discarded: set[str] = set()
         self.left: dict[tuple[str, str, str], None] = {}
         self.jumps: dict[Jump, None] = {}
         self.repeated_children: set[str] = set()
         self.looks_up = False
-        self.unreadable: dict[str, None] = {}
-        self._reset()
 
-    def _reset(self) -> None:
+    def restart(self) -> None:
+        """Forget the way that has been gone and the calls on it."""
+        super().restart()
         self.calls: dict[tuple[Place, tuple[int, ...]], Call] = {}
-        self.reached: set[tuple[type, str]] = set()
-        self._stack: list[tuple[type, str]] = []
-        self._known: dict[str, Any] = {}
-        self._loops: tuple[Place, ...] = ()
-        self._index: tuple[int, ...] = ()
-        self._repeated = False
-        self._self = "self"
-        self._globals: Mapping[str, Any] = {}
 
     def entries(self) -> dict[str, list[Call]]:
         """Return the calls reached from each method that no other one leads to."""
@@ -131,8 +105,8 @@ class Reader(ast.NodeVisitor):
         for name, (owner, function) in self.methods.items():
             if name in while_built:
                 continue
-            self._reset()
-            self._enter(name, owner, function, {})
+            self.restart()
+            self.enter(name, owner, function, {})
             calls[name] = list(self.calls.values())
             reached[name] = self.reached
         return {
@@ -169,151 +143,10 @@ class Reader(ast.NodeVisitor):
                     todo.append(self.methods[name][1])
         return found
 
-    # -------------------------------------------------------------------- functions
-    def _enter(
-        self, name: str, owner: type, function: FunctionType, known: Mapping
-    ) -> None:
-        here = (owner, name)
-        if here in self._stack:
-            return
-        node = syntax(function)
-        if node is None:
-            self.unreadable[name] = None
-            return
-        if not node.args.args:
-            return
-        state = self._self, self._globals, self._known, self._loops, self._index
-        repeated = self._repeated
-        self.reached.add(here)
-        self._stack.append(here)
-        self._self = node.args.args[0].arg
-        self._repeated = self._repeated or bool(self._loops)
-        self._known = {**known, self._self: self.module}
-        self._loops, self._index = (), ()
-        self._globals = inspect.unwrap(function).__globals__
-        for statement in node.body:
-            self.visit(statement)
-        self._stack.pop()
-        self._self, self._globals, self._known, self._loops, self._index = state
-        self._repeated = repeated
-
-    def _place(self, node: ast.AST) -> Place:
-        owner, method = self._stack[-1]
-        return Place(owner, method, position(node))
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: D102
-        with self._without(argument.arg for argument in node.args.args):
-            for statement in node.body:
-                self.visit(statement)
-
-    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: D102
-        with self._without(argument.arg for argument in node.args.args):
-            self.visit(node.body)
-
-    @contextmanager
-    def _without(self, names: Iterator[str]) -> Iterator[None]:
-        known = self._known
-        self._known = {**known}
-        for name in names:
-            self._known.pop(name, None)
-        yield
-        self._known = known
-
-    # ------------------------------------------------------------ loops and branches
-    def _value(self, node: ast.expr) -> Any:
-        return evaluate(node, self._known, self._globals)
-
-    def visit_For(self, node: ast.For) -> None:  # noqa: D102
-        self.visit(node.iter)
-        self._loop(node, node.target, node.iter, node.body)
-        for statement in node.orelse:
-            self.visit(statement)
-
-    def _loop(self, place: ast.AST, target: ast.expr, over: ast.expr, body: list):
-        values = items(self._value(over))
-        state = self._known, self._loops, self._index, self._repeated
-        if values is not None and (hold_modules(values) or self._selects(target, body)):
-            self._loops += (self._place(place),)
-            for number, value in enumerate(values):
-                self._known = {**state[0], **bind(target, value)}
-                self._index = (*state[2], number)
-                for part in body:
-                    self.visit(part)
-        elif values is not None:
-            for value in values:
-                self._known = {**state[0], **bind(target, value)}
-                for part in body:
-                    self.visit(part)
-        else:
-            self._repeated = True
-            with self._without(
-                name.id for name in ast.walk(target) if isinstance(name, ast.Name)
-            ):
-                for part in body:
-                    self.visit(part)
-        self._known, self._loops, self._index, self._repeated = state
-
-    def _selects(self, target: ast.expr, body: list) -> bool:
-        """Tell whether the loop's variable picks among the module's own layers."""
-        names = {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
-        for node in (node for part in body for node in ast.walk(part)):
-            if isinstance(node, ast.Subscript):
-                root, key = node.value, node.slice
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
-                root, key = node.args[0], node.args[1]
-            else:
-                continue
-            while isinstance(root, (ast.Attribute, ast.Subscript)):
-                root = root.value
-            if isinstance(root, ast.Name) and root.id == self._self:
-                used = {n.id for n in ast.walk(key) if isinstance(n, ast.Name)}
-                if used & names:
-                    return True
-        return False
-
-    def _comprehension(self, node: Any) -> None:
-        parts = [getattr(node, n) for n in ("key", "value", "elt") if hasattr(node, n)]
-        for generator in reversed(node.generators):
-            parts = [(generator, [*generator.ifs, *parts])]
-        self._generator(*parts[0])
-
-    def _generator(self, generator: ast.comprehension, body: list) -> None:
-        self.visit(generator.iter)
-        inner = [part for part in body if not isinstance(part, tuple)]
-        self._loop(generator.iter, generator.target, generator.iter, inner)
-        for part in body:
-            if isinstance(part, tuple):
-                self._generator(*part)
-
-    visit_ListComp = visit_SetComp = visit_GeneratorExp = _comprehension
-    visit_DictComp = _comprehension
-
-    def visit_If(self, node: ast.If | ast.IfExp) -> None:  # noqa: D102
-        holds = decide(node.test, self._known, self._globals)
-        self._test(node.test)
-        for arm, runs_if in ((node.body, True), (node.orelse, False)):
-            if holds is UNKNOWN or holds is runs_if:
-                for part in arm if isinstance(arm, list) else [arm]:
-                    self.visit(part)
-
-    visit_IfExp = visit_If
-
-    def _test(self, node: ast.expr) -> None:
-        """Visit a condition; an activation's mere presence there is no use of it."""
-        if isinstance(node, (ast.BoolOp, ast.UnaryOp, ast.Compare)):
-            for part in ast.iter_child_nodes(node):
-                self._test(part)
-        elif not (isinstance(node, ast.Attribute) and self._is_self(node.value)):
-            self.visit(node)
-
-    # ------------------------------------------------------------------------- calls
-    def _is_self(self, node: ast.AST) -> bool:
-        return isinstance(node, ast.Name) and node.id == self._self
-
     def visit_Expr(self, node: ast.Expr) -> None:  # noqa: D102
         before = set(self.calls)
         self.visit(node.value)
-        call = self.calls.get((self._place(node.value), self._index))
+        call = self.calls.get((self.place(node.value), self.index))
         if call and (call.place, call.index) not in before:
             del self.calls[call.place, call.index]
             self.discarded.add(call.attribute or "")
@@ -321,20 +154,20 @@ class Reader(ast.NodeVisitor):
                 self._leave(node.value, "its result is not used: it works in place")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: D102
-        if not self._is_self(node.value):
+        if not self.is_self(node.value):
             self.visit(node.value)
         elif node.attr in self.activations:
             if isinstance(node.ctx, ast.Load):
                 self.escapes.add(node.attr)
         elif node.attr in self.module._modules:
-            if self._repeated:
+            if self.repeated:
                 self.repeated_children.add(node.attr)
         elif node.attr in ("children", "modules", "named_children", "_modules"):
             self.looks_up = True
         elif node.attr in self.methods:  # passed on: to be called once for each level
-            state, self._repeated = self._repeated, True
-            self._enter(node.attr, *self.methods[node.attr], {})
-            self._repeated = state
+            state, self.repeated = self.repeated, True
+            self.enter(node.attr, *self.methods[node.attr], {})
+            self.repeated = state
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: D102
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
@@ -342,39 +175,39 @@ class Reader(ast.NodeVisitor):
         func = node.func
         if isinstance(func, ast.Attribute):
             self._call_attribute(node, func)
-        elif self._is_self(func):
+        elif self.is_self(func):
             if "forward" in self.methods:
-                self._enter("forward", *self.methods["forward"], {})
+                self.enter("forward", *self.methods["forward"], {})
         elif isinstance(func, ast.Name):
-            if func.id == "getattr" and node.args and self._is_self(node.args[0]):
+            if func.id == "getattr" and node.args and self.is_self(node.args[0]):
                 self._look_up(node.args[1])
-            self._call_function(node, self._value(func))
+            self._call_function(node, self.value(func))
         else:
             self.visit(func)
 
     def _look_up(self, name: ast.expr) -> None:
-        value = self._value(name)
+        value = self.value(name)
         if value is UNKNOWN:
             self.looks_up = True
         elif value in self.activations:
             self.escapes.add(value)
 
     def _call_attribute(self, node: ast.Call, func: ast.Attribute) -> None:
-        if self._is_self(func.value):
+        if self.is_self(func.value):
             if func.attr in self.activations:
                 self._found(node, func.attr, None, {})
             elif func.attr in self.methods:
                 owner, function = self.methods[func.attr]
                 known = self._arguments(function, node)
-                self._enter(func.attr, owner, function, known)
+                self.enter(func.attr, owner, function, known)
             else:
                 self.visit(func)
         elif isinstance(func.value, ast.Call) and _is_super(func.value):
-            cls, owner = type(self.module), self._stack[-1][0]
+            cls, owner = type(self.module), self.current[0]
             self._jump(node, func.attr, inherited(cls, owner, func.attr), False)
         else:
-            value = self._value(func)
-            if node.args and self._is_self(node.args[0]) and value is not UNKNOWN:
+            value = self.value(func)
+            if node.args and self.is_self(node.args[0]) and value is not UNKNOWN:
                 self._jump(node, func.attr, self._owner_of(func.attr, value), True)
             elif value is not UNKNOWN:
                 self._call_function(node, value)
@@ -399,8 +232,8 @@ class Reader(ast.NodeVisitor):
     ) -> None:
         if found is not None:
             target, function = found
-            self.jumps[Jump(self._place(node), target, name, names_class)] = None
-            self._enter(name, target, function, {})
+            self.jumps[Jump(self.place(node), target, name, names_class)] = None
+            self.enter(name, target, function, {})
 
     def _arguments(self, function: FunctionType, node: ast.Call) -> dict[str, Any]:
         """Return the values of a method's parameters in a call of it."""
@@ -416,7 +249,7 @@ class Reader(ast.NodeVisitor):
             if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
         }
         values = {
-            name: self._value(argument)
+            name: self.value(argument)
             for name, argument in given.items()
             if name not in assigned and not isinstance(argument, ast.Starred)
         }
@@ -439,7 +272,7 @@ class Reader(ast.NodeVisitor):
                 continue
             given = [k.value for k in node.keywords if k.arg == parameter]
             given += node.args[1:2]
-            value = self._value(given[0]) if given else 0.01
+            value = self.value(given[0]) if given else kinds.DEFAULT_SLOPE
             if not isinstance(value, (int, float)):
                 self._leave(node, f"its {parameter} is not known beforehand")
                 return
@@ -456,36 +289,36 @@ class Reader(ast.NodeVisitor):
                 called = evaluate(inner.func, {}, inspect.unwrap(function).__globals__)
                 if kinds.kind_of_function(called) is not None:
                     self.left[
-                        self._stack[-1][1],
+                        self.current[1],
                         f"{ast.unparse(inner.func)} in {function.__name__}",
                         "it stands in a function of its own, outside any module",
                     ] = None
 
     def _leave(self, node: ast.Call, reason: str) -> None:
-        self.left[self._stack[-1][1], ast.unparse(node.func), reason] = None
+        self.left[self.current[1], ast.unparse(node.func), reason] = None
 
     def _found(
         self, node: ast.Call, attribute: str | None, kind: str | None, options: dict
     ) -> None:
-        place = self._place(node)
-        call = self.calls.get((place, self._index))
+        place = self.place(node)
+        call = self.calls.get((place, self.index))
         if call is not None:
             call.repeated = True
             return
         argument = node.args[0] if node.args else None
         producer = None
         if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute):
-            if self._is_self(argument.func.value):
+            if self.is_self(argument.func.value):
                 producer = argument.func.attr
-        self.calls[place, self._index] = Call(
+        self.calls[place, self.index] = Call(
             place,
             attribute,
             kind,
             options,
-            self._loops,
-            self._index,
+            self.loops,
+            self.index,
             producer,
-            self._repeated,
+            self.repeated,
             takes_more=len(node.args) + len(node.keywords) > 1,
         )
 

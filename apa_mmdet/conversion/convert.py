@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -85,8 +86,9 @@ def convert_activations(
     for module in model.modules():
         # Stages are frozen while a model is built and again in train(): DDP and the
         # optimizer, which come in between, must not see what will be frozen.
-        if callable(getattr(module, "_freeze_stages", None)):
-            module._freeze_stages()
+        freeze = getattr(module, "_freeze_stages", None)
+        if callable(freeze) and not inspect.signature(freeze).parameters:
+            freeze()
     for i, site in enumerate(report.sites):
         trains = model.get_parameter(f"{site.path}.lambda_param").requires_grad
         report.sites[i] = replace(site, trainable=trains)

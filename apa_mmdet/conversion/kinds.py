@@ -83,6 +83,7 @@ _BY_NAME = {
     "mmcv.cnn.bricks.activation.GELU": "GELU",
 }
 
+DEFAULT_SLOPE = 0.01  # torch's, of leaky_relu
 GATE = "Sigmoid"
 _NO_MEMBER = "no member of AGLU's family comes near {}"
 _HARD_GATE = (

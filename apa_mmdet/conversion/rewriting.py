@@ -18,9 +18,10 @@ from typing import Any
 
 from torch import nn
 
-from .call_sites import Jump, position
+from .call_sites import Jump
 from .sites import Edit
 from .source import methods, syntax
+from .walking import position
 
 
 class ActivationSites(nn.ModuleDict):

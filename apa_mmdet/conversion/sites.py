@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from . import kinds
-from .call_sites import Call, Jump, Place, Reader
-from .source import is_container, mentions, methods, syntax
+from .call_sites import Call, Jump, Reader
+from .source import is_container, is_rewritten, mentions, methods, syntax
+from .walking import Place
 
-_DEFAULT_SLOPE = 0.01
 REPEATED = "repeated, as its weights are"
 # Without any of these, nothing is called inline and nothing repeatedly.
 _WORTH_READING = (*kinds.INLINE_NAMES, "multi_apply", "map(", "for ")
@@ -127,6 +127,8 @@ def plan(module: nn.Module, is_called_elsewhere: Callable[[str], bool]) -> Plan:
         is_called_elsewhere: Tells whether a method of another module calls an
             attribute of that name on an object that is not the module itself.
     """
+    if is_rewritten(module):
+        return Plan()  # its part of the model has been converted on its own
     activations = activation_attributes(module)
     if is_container(module):
         return Plan([_whole(module, *item) for item in activations.items()])
@@ -181,7 +183,7 @@ def plan(module: nn.Module, is_called_elsewhere: Callable[[str], bool]) -> Plan:
 def _options(activation: Any, kind: str) -> dict[str, Any]:
     options = kinds.KINDS[kind].options if kind in kinds.KINDS else {}
     return {
-        name: getattr(activation, value, _DEFAULT_SLOPE)
+        name: getattr(activation, value, kinds.DEFAULT_SLOPE)
         if isinstance(value, str)
         else value
         for name, value in options.items()

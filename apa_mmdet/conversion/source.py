@@ -140,3 +140,8 @@ def is_container(module: nn.Module) -> bool:
         nn.ModuleList.forward,
         nn.ModuleDict.forward,
     ) and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def is_rewritten(module: nn.Module) -> bool:
+    """Tell whether a module's class is one that ``rewriting`` made."""
+    return "_made_from" in vars(type(module))

@@ -225,6 +225,14 @@ def test_a_converted_model_is_refused():
         convert_activations(model)
 
 
+def test_a_part_that_was_converted_on_its_own_stays():
+    model = Model()
+    convert_activations(model.backbone, init="silu")
+    report = convert_activations(model)
+    assert [site.path for site in report.sites] == ALL[4:]
+    assert model.backbone[0].relu["1"].kappa_param.item() == 1.0
+
+
 def test_a_model_is_needed():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         convert_activations({"type": "FasterRCNN"})

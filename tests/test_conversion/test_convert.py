@@ -236,6 +236,39 @@ def test_a_comprehension_over_layers():
     check(Model(), ["relu.0", "relu.1"], torch.randn(8, 4))
 
 
+def test_a_nested_comprehension():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(
+                nn.ModuleList(nn.Linear(4, 4) for _ in range(n)) for n in (2, 1)
+            )
+
+        def forward(self, x):
+            return torch.stack([F.relu(fc(x)) for fcs in self.branches for fc in fcs])
+
+    check(Model(), ["relu.0_0", "relu.0_1", "relu.1_0"], torch.randn(8, 4))
+
+
+def test_what_follows_an_early_return():
+    """As HRModule with one branch."""
+
+    class Model(nn.Module):
+        def __init__(self, num_branches):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.num_branches = num_branches
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            if self.num_branches == 1:
+                return self.fc(x)
+            return self.relu(self.fc(x))
+
+    check(Model(2), ["relu"], torch.randn(8, 4))
+    assert left(convert_activations(Model(1))) == {"relu": "never called"}
+
+
 class Entries(nn.Module):
     """As DetectoRS: ``rfp_forward`` is called in the place of ``forward``."""
 
