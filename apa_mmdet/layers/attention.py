@@ -62,10 +62,13 @@ class APASELayer(nn.Module):
         )
         self.gate = build_activation_layer(dict(gate_cfg))
 
+    def gate_of(self, descriptor: Tensor) -> Tensor:
+        """Return the factors (N, C) from each channel's mean (N, C)."""
+        return self.gate(self.excitation(self.norm(descriptor)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (N, C, H, W) scaled per image and channel."""
-        gate = self.gate(self.excitation(self.norm(x.mean((2, 3)))))
-        return x * gate[:, :, None, None]
+        return x * self.gate_of(x.mean((2, 3)))[:, :, None, None]
 
 
 class _ChannelGate(nn.Module):

@@ -61,9 +61,10 @@ def APADetector(
             "APADetector needs base_type, the type of the detector to convert: "
             "model = dict(type='APADetector', base_type={{_base_.model.type}})"
         )
-    if base_type in ("APADetector", APADetector):
+    name = base_type.rpartition(".")[2] if isinstance(base_type, str) else None
+    if name == "APADetector" or base_type is APADetector:
         raise ValueError(
-            "base_type='APADetector': the base config has a converted detector "
+            f"base_type={base_type!r}: the base config has a converted detector "
             "already; inherit from it without a type, or change its options there"
         )
     detector = MODELS.build(dict(type=base_type, **kwargs))

@@ -1,5 +1,6 @@
 """The mathematics of APA: tensors in, tensors out. Needs torch alone."""
 
+from .affine import affine_aglu
 from .functional import aglu, apa, apa_cross_entropy, log_apa
 
-__all__ = ["aglu", "apa", "apa_cross_entropy", "log_apa"]
+__all__ = ["affine_aglu", "aglu", "apa", "apa_cross_entropy", "log_apa"]

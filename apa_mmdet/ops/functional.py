@@ -54,9 +54,10 @@ class _RefuseSecondDerivative(Function):
         )
 
 
-def _first_order_only(
+def first_order_only(
     inputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
+    """Return the gradients; differentiating them again raises an error."""
     if torch.is_grad_enabled():  # backward runs under create_graph=True
         return _RefuseSecondDerivative.apply(len(inputs), *inputs, *grads)
     return grads
@@ -73,7 +74,7 @@ def _channel_axis(x: Tensor, channel_dim: int | None) -> int:
     return 1 if x.dim() in (2, 4, 5) else x.dim() - 1
 
 
-def _check(x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None) -> int:
+def check(x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None) -> int:
     """Raise on what cannot be computed; return the channel axis."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -100,7 +101,8 @@ def _check(x: Tensor, lam: Tensor, kappa: Tensor, channel_dim: int | None) -> in
     return axis
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: float32, or a wider one of the tensors'."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -118,7 +120,7 @@ def _broadcast(param: Tensor, x: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _prepare(
     x: Tensor, lam: Tensor, kappa: Tensor, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _compute_dtype(x, lam, kappa)
+    dtype = compute_dtype(x, lam, kappa)
     return (
         x.to(dtype),
         _broadcast(lam, x, axis, dtype).clamp(min=0),
@@ -140,35 +142,49 @@ class _Activation(Function):
     def forward(ctx, x, lam, kappa, name, axis):
         ctx.save_for_backward(x, lam, kappa)
         ctx.name, ctx.axis = name, axis
-        ctx.lean = name == "aglu" and cpu.applies(x, lam, kappa)
-        if ctx.lean:
-            dtype = _compute_dtype(x, lam, kappa)
-            return cpu.aglu(x, lam.item(), kappa.item(), dtype)
-        return _VALUES[name](*_prepare(x, lam, kappa, axis)).to(x.dtype)
+        return value(name, x, lam, kappa, axis)
 
     @staticmethod
     def backward(ctx, grad_output):
-        x, lam, kappa = ctx.saved_tensors
+        saved = ctx.saved_tensors  # to be read once: checkpointing recomputes them
         needs = ctx.needs_input_grad[:3]
-        compute = _lean_grads if ctx.lean else _grads
         with torch.no_grad():
-            grads = compute(ctx, x, lam, kappa, grad_output, needs)
-        return *_first_order_only((x, lam, kappa), grads), None, None
+            grads = gradients(ctx.name, *saved, grad_output, needs, ctx.axis)
+        return *first_order_only(saved, grads), None, None
 
 
-def _grads(ctx, x, lam, kappa, grad_output, needs):
-    args = _prepare(x, lam, kappa, ctx.axis)
-    d_x, d_lam, d_kappa = _GRADS[ctx.name](*args, need_lam=needs[1])
+def value(name: str, x: Tensor, lam: Tensor, kappa: Tensor, axis: int) -> Tensor:
+    """Return ``apa``, ``aglu`` or ``log_apa`` by name, of checked arguments."""
+    if name == "aglu" and cpu.applies(x, lam, kappa):
+        dtype = compute_dtype(x, lam, kappa)
+        return cpu.aglu(x, lam.item(), kappa.item(), dtype)
+    return _VALUES[name](*_prepare(x, lam, kappa, axis)).to(x.dtype)
+
+
+def gradients(
+    name: str,
+    x: Tensor,
+    lam: Tensor,
+    kappa: Tensor,
+    grad_output: Tensor,
+    needs: tuple[bool, bool, bool],
+    axis: int,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``x``, ``lam`` and ``kappa`` that are needed."""
+    if name == "aglu" and cpu.applies(x, lam, kappa):
+        return _lean_gradients(x, lam, kappa, grad_output, needs)
+    args = _prepare(x, lam, kappa, axis)
+    d_x, d_lam, d_kappa = _GRADS[name](*args, need_lam=needs[1])
     grad = grad_output.to(d_x.dtype)
     return (
         (grad * d_x).to(x.dtype) if needs[0] else None,
-        _reduce(grad * d_lam, lam, ctx.axis) if needs[1] else None,
-        _reduce(grad * d_kappa, kappa, ctx.axis) if needs[2] else None,
+        _reduce(grad * d_lam, lam, axis) if needs[1] else None,
+        _reduce(grad * d_kappa, kappa, axis) if needs[2] else None,
     )
 
 
-def _lean_grads(ctx, x, lam, kappa, grad_output, needs):
-    dtype = _compute_dtype(x, lam, kappa)
+def _lean_gradients(x, lam, kappa, grad_output, needs):
+    dtype = compute_dtype(x, lam, kappa)
     grad_x, *sums = cpu.aglu_backward(
         x, grad_output, lam.item(), kappa.item(), dtype, needs
     )
@@ -180,7 +196,7 @@ def _lean_grads(ctx, x, lam, kappa, grad_output, needs):
 
 
 def _activate(name, x, lam, kappa, channel_dim):
-    axis = _check(x, lam, kappa, channel_dim)
+    axis = check(x, lam, kappa, channel_dim)
     return _Activation.apply(x, lam, kappa, name, axis)
 
 
@@ -250,7 +266,7 @@ class _CrossEntropy(Function):
                 _reduce(m.mul_(grad), lam, 1) if need_lam else None,
                 _reduce(r.mul_(logits), kappa, 1) if need_kappa else None,
             )
-        return *_first_order_only((logits, lam, kappa), grads), None, None, None
+        return *first_order_only((logits, lam, kappa), grads), None, None, None
 
 
 def _cross_entropy_terms(logits, lam, kappa, labels, max_slope):
@@ -308,5 +324,5 @@ def apa_cross_entropy(
         )
     if max_slope is not None and not max_slope > 0:
         raise ValueError(f"max_slope={max_slope}, expected a positive number or None")
-    _check(logits, lam, kappa, 1)
+    check(logits, lam, kappa, 1)
     return _CrossEntropy.apply(logits, lam, kappa, labels, weight, max_slope)

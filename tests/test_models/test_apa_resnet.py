@@ -144,3 +144,122 @@ def test_relu_start_keeps_pretrained_features():
     with torch.no_grad():
         for out, expected in zip(model(image), reference(image)):
             assert (out - expected).norm() <= 0.015 * expected.norm()
+
+
+def saved_bytes(model, x):
+    """Bytes kept for backward, each storage once, parameters and buffers aside."""
+    own = [*model.parameters(), *model.buffers()]
+    seen = {tensor.untyped_storage().data_ptr(): 0 for tensor in own}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        # Kept alive, so that no address is used again.
+        seen.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(x)
+    return sum(entry[0] for entry in seen.values() if entry)
+
+
+def se(gate):
+    cfg = dict(type="APASELayer", ratio=2, gate_cfg=dict(type=gate))
+    return dict(plugins=[dict(cfg=cfg, position="after_conv3")])
+
+
+FOLDED = {
+    "r18": (APAResNet, dict(depth=18, **SMALL)),
+    "r50": (APAResNet, dict(depth=50, **SMALL)),
+    "se_r50": (APAResNet, dict(depth=50, **se("APA"), **SMALL)),
+    "x50": (APAResNeXt, dict(depth=50, groups=4, base_width=4, **se("Sigmoid"))),
+    "deep_stem": (APAResNet, dict(depth=50, deep_stem=True, avg_down=True, **SMALL)),
+    "with_cp": (APAResNet, dict(depth=18, with_cp=True, **SMALL)),
+    "fixed_weights": (
+        APAResNet,
+        dict(depth=18, norm_cfg=dict(type="BN", requires_grad=False), **SMALL),
+    ),
+}
+
+
+def with_statistics(model):
+    """Give the norms weights and statistics that differ from 1 and 0."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+            ):
+                drawn = torch.rand(tensor.shape, generator=generator)
+                tensor.copy_(low + (high - low) * drawn)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("variant", FOLDED)
+def test_folding_the_norms_changes_nothing(variant):
+    """A hook on a norm keeps its operations apart."""
+    build, kwargs = FOLDED[variant]
+    torch.manual_seed(0)
+    model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
+    model.train()
+    model.double()
+    results = []
+    for apart in (False, True):
+        if apart:
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.register_forward_hook(lambda *_: None)
+        model.zero_grad()
+        x = X.double().requires_grad_()
+        outs = model(x)
+        sum(out.square().mean() for out in outs).backward()
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        results.append((outs, {**grads, "x": x.grad}))
+    (outs, grads), (expected_outs, expected_grads) = results
+    for out, expected in zip(outs, expected_outs):
+        torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
+    for name, expected in expected_grads.items():
+        if expected is None:
+            assert grads[name] is None, name
+        else:
+            torch.testing.assert_close(
+                grads[name], expected, rtol=1e-8, atol=1e-11, msg=name
+            )
+
+
+@pytest.mark.parametrize(
+    ("build", "kwargs", "twin", "ratio"),
+    [
+        (APAResNet, dict(depth=50), {}, 1.0),
+        (APAResNet, dict(depth=50, **se("APA")), se("Sigmoid"), 0.92),
+        (APAResNet, dict(depth=101, **se("APA")), se("Sigmoid"), 0.92),
+        (APAResNeXt, dict(depth=50, groups=4, base_width=4), {}, 1.0),
+    ],
+)
+def test_keeps_less_for_backward_than_its_relu_twin(build, kwargs, twin, ratio):
+    x = torch.randn(2, 3, 320, 320)
+    small = SMALL if build is APAResNet else {}
+    sizes = []
+    for act_cfg, changes in ((dict(type="AGLU"), {}), (RELU, twin)):
+        options = {**kwargs, **changes, **small}
+        model = build(act_cfg=act_cfg, norm_eval=True, frozen_stages=-1, **options)
+        model.train()
+        sizes.append(saved_bytes(model, x))
+    assert sizes[0] <= ratio * sizes[1]
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_other_norms_stay_apart(norm):
+    """Statistics of the batch, or of groups, cannot be folded."""
+    norm_cfg = dict(type=norm, **(dict(num_groups=4) if norm == "GN" else {}))
+    model = APAResNet(depth=18, norm_cfg=norm_cfg, norm_eval=False, **SMALL)
+    model.train()
+    called = []
+    model.layer2[0].norm1.register_forward_pre_hook(lambda *_: called.append(1))
+    model.layer2[0].act1.register_forward_pre_hook(lambda *_: called.append(2))
+    model(X)
+    assert called == [1, 2]

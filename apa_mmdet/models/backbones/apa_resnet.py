@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from mmcv.cnn import build_activation_layer
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
@@ -9,6 +10,10 @@ from mmdet.models.backbones.resnext import ResNeXt
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.utils import checkpoint
+
+from ...layers import APASELayer
+from ...ops import affine_aglu
+from .frozen_norm import can_fold, folded, has_hooks, is_fixed, normed_activation
 
 
 def _build_activation(act_cfg: dict) -> nn.Module:
@@ -32,36 +37,102 @@ class _PerSiteBlock:
     def forward(self, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad:
             out = checkpoint.checkpoint(self._sum, x, use_reentrant=False)
+        elif self._can_fold_end():
+            return self._folded_end(self._before_last_norm(x), x)
         else:
             out = self._sum(x)
-        return getattr(self, f"act{self._sites}")(out)
+        return self._last_activation(out)
+
+    @property
+    def _last_norm(self) -> nn.Module:
+        return getattr(self, f"norm{self._sites}")
+
+    @property
+    def _last_activation(self) -> nn.Module:
+        return getattr(self, f"act{self._sites}")
 
     def _sum(self, x: Tensor) -> Tensor:
-        out = self._residual(x)
+        out = self._gated(self._last_norm(self._before_last_norm(x)))
         out += x if self.downsample is None else self.downsample(x)
         return out
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return x
+
+    def _gate(self) -> APASELayer | None:
+        """The channel attention after the last norm, if there is one."""
+        return None
+
+    def _can_fold_end(self) -> bool:
+        return can_fold(self._last_norm, self._last_activation)
+
+    def _folded_end(self, x: Tensor, identity: Tensor) -> Tensor:
+        """Last norm, gate, addition and activation, which keep ``x`` and identity."""
+        scale, shift = folded(self._last_norm)
+        gate = self._gate()
+        if gate is not None:
+            # The squeeze of a norm's result is the norm of the squeeze.
+            factors = gate.gate_of(torch.addcmul(shift, x.mean((2, 3)), scale))
+            scale, shift = factors * scale, factors * shift
+        identity_scale = identity_shift = None
+        if self.downsample is not None and not has_hooks(self.downsample):
+            *layers, last = self.downsample
+            for layer in layers:
+                identity = layer(identity)
+            if is_fixed(last):
+                identity_scale, identity_shift = folded(last)
+            else:
+                identity = last(identity)
+        elif self.downsample is not None:
+            identity = self.downsample(identity)
+        activation = self._last_activation
+        return affine_aglu(
+            x,
+            scale,
+            shift,
+            activation.lambda_param,
+            activation.kappa_param,
+            identity,
+            identity_scale,
+            identity_shift,
+        )
 
 
 class _PerSiteBasicBlock(_PerSiteBlock, BasicBlock):
     _sites = 2
 
-    def _residual(self, x: Tensor) -> Tensor:
-        return self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
+    def _before_last_norm(self, x: Tensor) -> Tensor:
+        return self.conv2(normed_activation(self.conv1(x), self.norm1, self.act1))
 
 
 class _PerSiteBottleneck(_PerSiteBlock, Bottleneck):
     _sites = 3
 
-    def _residual(self, x: Tensor) -> Tensor:
-        x = self._plugged(self.act1(self.norm1(self.conv1(x))), 1)
-        x = self._plugged(self.act2(self.norm2(self.conv2(x))), 2)
-        return self._plugged(self.norm3(self.conv3(x)), 3)
+    def _before_last_norm(self, x: Tensor) -> Tensor:
+        x = normed_activation(self.conv1(x), self.norm1, self.act1)
+        x = normed_activation(self.conv2(self._plugged(x, 1)), self.norm2, self.act2)
+        return self.conv3(self._plugged(x, 2))
 
     def _plugged(self, x: Tensor, position: int) -> Tensor:
         if not self.with_plugins:
             return x
         return self.forward_plugin(
             x, getattr(self, f"after_conv{position}_plugin_names")
+        )
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return self._plugged(x, 3)
+
+    def _gate(self) -> APASELayer | None:
+        names = self.after_conv3_plugin_names if self.with_plugins else []
+        return getattr(self, names[0]) if names else None
+
+    def _can_fold_end(self) -> bool:
+        names = self.after_conv3_plugin_names if self.with_plugins else []
+        gate = self._gate()
+        return super()._can_fold_end() and (
+            not names
+            or (len(names) == 1 and type(gate) is APASELayer and not has_hooks(gate))
         )
 
 
@@ -103,6 +174,20 @@ class _PerSiteActivations:
             if type(module) is nn.ReLU:
                 self.stem[index] = _build_activation(self.act_cfg)
 
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps of the stages in ``out_indices``."""
+        if self.deep_stem:
+            x = self.stem(x)
+        else:
+            x = normed_activation(self.conv1(x), self.norm1, self.relu)
+        x = self.maxpool(x)
+        outs = []
+        for i, name in enumerate(self.res_layers):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
     def _freeze_stages(self) -> None:
         super()._freeze_stages()
         # mmdet freezes conv1 and norm1 only: its ReLU has no parameters.
@@ -119,6 +204,10 @@ class APAResNet(_PerSiteActivations, ResNet):
     addition. All other keys are those of mmdet's ResNet, so its checkpoints load.
     Stages that ``frozen_stages`` freezes freeze their activations too, the stem's with
     the stem. With ``act_cfg=dict(type='ReLU')`` it computes what mmdet's ResNet does.
+
+    While batch statistics are fixed (``norm_eval=True``, MMDetection's default), norm
+    and AGLU are one operation, and so is the end of a block with an APASELayer or
+    without plugins: for backward a site keeps the convolution's output alone.
 
     Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 

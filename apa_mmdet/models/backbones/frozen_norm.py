@@ -1,0 +1,65 @@
+"""Normalisation with fixed statistics, folded into the activation that follows it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...layers import AGLU
+from ...ops import affine_aglu
+
+
+def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
+    """Tell whether a norm and the AGLU after it may be computed as one operation.
+
+    That is so while a graph is being recorded for backward, if the norm is a batch
+    norm in evaluation mode and nobody watches either module by a hook.
+    """
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and is_fixed(norm)
+        and type(activation) is AGLU
+        and not activation.negative_slope
+        and activation.max_value is None
+        and activation.channel_dim in (None, 1)
+        and not has_hooks(activation)
+    )
+
+
+def is_fixed(norm: nn.Module) -> bool:
+    """Tell whether a module is a batch norm that uses its running statistics."""
+    return (
+        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and not norm.training
+        and norm.running_mean is not None
+        and not has_hooks(norm)
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether calling a module does more than its ``forward``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def folded(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, shape (C,), of a batch norm with fixed statistics."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = norm.weight * scale
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else norm.bias + shift
+
+
+def normed_activation(x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor:
+    """Return ``activation(norm(x))``, keeping only ``x`` for backward if it can."""
+    if not can_fold(norm, activation):
+        return activation(norm(x))
+    scale, shift = folded(norm)
+    return affine_aglu(x, scale, shift, activation.lambda_param, activation.kappa_param)
