@@ -51,7 +51,9 @@ def convert_activations(
             dict with that as ``type`` and further arguments.
         init: Starting values. ``'auto'``: as close as possible to what is replaced;
             see ``kinds.KINDS`` for how close. Otherwise as in ``AGLU(init=...)`` for
-            all sites, or a dict from activation types to that for some.
+            all sites, or a dict from activation types to that for some. The slope of
+            a LeakyReLU and the bound of a ReLU6 stay; arguments in ``activation``
+            override them.
         parts: Which parts of the model: names of modules, dotted or not, anywhere in
             it, or ``'head'`` for every module whose name ends so. By default all.
         types: Which activations, of ``kinds.KINDS``. By default all but Hardswish.

@@ -30,7 +30,8 @@ class Kind:
     reason: str = ""
 
 
-# The starts of Mish and Hardswish minimise the largest difference over lam and kappa.
+# The starts of Mish and Hardswish minimise the largest difference over lam and kappa;
+# GELU's is the usual one, which is nearest in the mean for inputs of unit variance.
 KINDS: dict[str, Kind] = {
     "SiLU": Kind("silu"),
     "ReLU": Kind("relu", "0.0056 near 0, where AGLU is smooth"),

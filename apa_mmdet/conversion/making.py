@@ -69,10 +69,11 @@ class Maker:
         init = self._init
         if self._by_kind:
             init = init.get(target.kind, "auto")
-        if init != "auto":
-            return self._type(init=init, **self._options)
-        options = {**target.options, **self._options}
-        return self._type(init=kinds.KINDS[target.kind].init, **options)
+        if init == "auto":
+            init = kinds.KINDS[target.kind].init
+        # The slope of a LeakyReLU is its form, not its start; a gate has none.
+        form = target.options if issubclass(self._type, AGLU) else {}
+        return self._type(init=init, **{**form, **self._options})
 
 
 def fixed(target: Target) -> nn.Module:

@@ -156,11 +156,14 @@ def test_init(init, kappa):
         assert model.neck[1].kappa_param.item() == 1.0
 
 
-def test_an_explicit_start_takes_the_plain_activation():
-    """The slope of a LeakyReLU belongs to the stand-in, not to AGLU itself."""
+def test_an_explicit_start_keeps_the_form():
+    """The slope of a LeakyReLU is no starting value."""
+    x = torch.randn(9)
     model = nn.Sequential(nn.LeakyReLU(0.1))
     convert_activations(model, init="silu")
-    x = torch.randn(9)
+    torch.testing.assert_close(model(x), 0.9 * F.silu(x) + 0.1 * x)
+    model = nn.Sequential(nn.LeakyReLU(0.1))
+    convert_activations(model, dict(type="AGLU", negative_slope=0.0), init="silu")
     torch.testing.assert_close(model(x), F.silu(x))
 
 
