@@ -159,8 +159,8 @@ def aglu_grads(
 
 
 def positive_cross_entropy(
-    u: Tensor, lam: Tensor, max_slope: float | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    u: Tensor, lam: Tensor, max_slope: float | None = None, with_grads: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return ``(a, r, m)`` at ``u = kappa * z``, where ``a = -ln APA(z)``.
 
     The derivatives of ``a`` by ``z``, ``kappa`` and ``lam`` are ``-kappa * r``,
@@ -169,6 +169,8 @@ def positive_cross_entropy(
     ``a`` grows like ``exp(-u)`` where ``lam`` is near 0. With ``max_slope``, it
     continues along its tangent from the point where ``r`` reaches that value; for
     ``lam >= 1 / max_slope`` there is no such point and ``a`` is exact everywhere.
+
+    Without ``with_grads``, ``r`` and ``m`` are None.
     """
     if max_slope is None:
         parts = _parts(u, lam)
@@ -179,16 +181,20 @@ def positive_cross_entropy(
         bounded = torch.maximum(u, bound)
         parts = _parts(bounded, lam)
         excess = max_slope * (bounded - u)
+    if not with_grads:
+        return parts.a + excess, None, None
     rate, g = _rate(parts, lam)
     q, b = _curvature(parts, lam)
     return parts.a + excess, rate * g, q * b * q
 
 
-def negative_cross_entropy(u: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def negative_cross_entropy(
+    u: Tensor, lam: Tensor, with_grads: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return ``(c, r, m)`` at ``u = kappa * z``, where ``c = -ln(1 - APA(z))``.
 
     The derivatives of ``c`` by ``z``, ``kappa`` and ``lam`` are ``kappa * r``,
-    ``z * r`` and ``m``.
+    ``z * r`` and ``m``. Without ``with_grads``, ``r`` and ``m`` are None.
     """
     parts = _parts(u, lam)
     a, u = parts.a, parts.u
@@ -197,6 +203,8 @@ def negative_cross_entropy(u: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tens
     # itself may have underflowed.
     far = (u > _FAR / 2) & (parts.w < 1e-8)
     loss = torch.where(far, u + (lam + 1) * parts.v * 0.5, near)
+    if not with_grads:
+        return loss, None, None
     odds = 1 / a.expm1()  # APA / (1 - APA) = -dc/da
     n, _, d = _over_v(parts, lam)
     q, b = _curvature(parts, lam)

@@ -12,6 +12,8 @@ Source: Adaptive Parametric Activation, Alexandridis et al., ECCV 2024, arXiv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -243,42 +245,79 @@ def log_apa(
     return _activate("log_apa", x, lam, kappa, channel_dim)
 
 
+# Elements of the logits that are worked on at a time: the temporaries of a piece stay
+# small beside proposals x 1,203 classes, and on a CPU within its cache.
+_PIECE = {"cpu": 1 << 15, "cuda": 1 << 22}
+
+
 class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx, logits, lam, kappa, labels, weight, max_slope):
         ctx.save_for_backward(logits, lam, kappa, labels, weight)
         ctx.max_slope = max_slope
-        loss, *_ = _cross_entropy_terms(logits, lam, kappa, labels, max_slope)
+        loss = logits.new_empty(logits.shape, dtype=compute_dtype(logits, lam, kappa))
+        for rows in _row_pieces(logits):
+            terms = _cross_entropy_terms(
+                logits[rows], lam, kappa, labels[rows], max_slope, with_grads=False
+            )
+            loss[rows] = terms[0]
         return loss if weight is None else loss.mul_(weight)
 
     @staticmethod
     def backward(ctx, grad_output):
-        logits, lam, kappa, labels, weight = ctx.saved_tensors
-        need_logits, need_lam, need_kappa = ctx.needs_input_grad[:3]
+        saved = ctx.saved_tensors
+        logits, lam, kappa, labels, weight = saved
+        needs = ctx.needs_input_grad[:3]
+        grad_logits = torch.empty_like(logits) if needs[0] else None
+        sums = [
+            param.new_zeros(param.shape, dtype=grad_output.dtype) if need else None
+            for param, need in zip((lam, kappa), needs[1:])
+        ]
+        if weight is not None:
+            weight = weight.expand(logits.shape)
         with torch.no_grad():
-            _, r, m = _cross_entropy_terms(logits, lam, kappa, labels, ctx.max_slope)
-            grad = grad_output if weight is None else grad_output * weight
-            r.mul_(grad)
-            grads = (
-                (r * _broadcast(kappa, logits, 1, r.dtype)).to(logits.dtype)
-                if need_logits
-                else None,
-                _reduce(m.mul_(grad), lam, 1) if need_lam else None,
-                _reduce(r.mul_(logits), kappa, 1) if need_kappa else None,
-            )
-        return *first_order_only((logits, lam, kappa), grads), None, None, None
+            for rows in _row_pieces(logits):
+                _, r, m = _cross_entropy_terms(
+                    logits[rows], lam, kappa, labels[rows], ctx.max_slope
+                )
+                grad = grad_output[rows]
+                if weight is not None:
+                    grad = grad * weight[rows]
+                r.mul_(grad)
+                if needs[0]:
+                    grad_logits[rows] = r * _broadcast(kappa, r, 1, r.dtype)
+                if needs[1]:
+                    sums[0] += _reduce(m.mul_(grad), sums[0], 1)
+                if needs[2]:
+                    sums[1] += _reduce(r.mul_(logits[rows]), sums[1], 1)
+        grads = [
+            None if total is None else total.to(param.dtype)
+            for total, param in zip(sums, (lam, kappa))
+        ]
+        own = first_order_only((logits, lam, kappa), (grad_logits, *grads))
+        return *own, None, None, None
 
 
-def _cross_entropy_terms(logits, lam, kappa, labels, max_slope):
+def _row_pieces(logits: Tensor) -> Iterator[slice]:
+    rows, classes = logits.shape
+    size = max(_PIECE.get(logits.device.type, 1 << 22) // max(classes, 1), 1)
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
+
+
+def _cross_entropy_terms(logits, lam, kappa, labels, max_slope, with_grads=True):
     """Return loss, ``r`` and ``m`` (N, C): those of the label's class and the rest."""
     x, lam, kappa = _prepare(logits, lam, kappa, 1)
     u = kappa * x
-    terms = formula.negative_cross_entropy(u, lam)
+    terms = formula.negative_cross_entropy(u, lam, with_grads)
     rows = ((labels >= 0) & (labels < logits.shape[1])).nonzero().squeeze(1)
     at = (rows, labels[rows])
-    loss, r, m = formula.positive_cross_entropy(u[at], lam.expand_as(u)[at], max_slope)
-    for term, value in zip(terms, (loss, -r, -m)):
-        term[at] = value
+    lam_at = lam.expand_as(u)[at]
+    loss, *own = formula.positive_cross_entropy(u[at], lam_at, max_slope, with_grads)
+    terms[0][at] = loss
+    for term, special in zip(terms[1:], own):
+        if with_grads:
+            term[at] = -special
     return terms
 
 

@@ -7,6 +7,8 @@ import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from apa_mmdet.ops import aglu, apa, apa_cross_entropy, cpu, formula, log_apa
 
@@ -472,3 +474,59 @@ def test_bad_input_says_what_is_wrong():
         apa_cross_entropy(
             torch.randn(2, 3), torch.zeros(2).long(), ones, ones, max_slope=0
         )
+
+
+class WideTensors(TorchDispatchMode):
+    """Counts the tensors of at least ``size`` elements that get memory of their own."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.made = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {
+            t.untyped_storage().data_ptr()
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.numel() >= self.size:
+                if t.untyped_storage().data_ptr() not in given:
+                    self.made.append(str(func))
+        return out
+
+
+def test_cross_entropy_makes_no_more_than_its_results():
+    """Over 1,203 classes every further (N, C) tensor would cost as much as they do."""
+    rows, classes = 200, 1203
+    logits = torch.randn(rows, classes, requires_grad=True)
+    labels = torch.randint(0, classes + 1, (rows,))
+    lam, kappa = (torch.full((classes,), v, requires_grad=True) for v in (0.3, 1.1))
+    weight = torch.rand(rows, classes)
+    grad_output = torch.rand(rows, classes)
+    with WideTensors(rows * classes) as wide:
+        loss = apa_cross_entropy(logits, labels, lam, kappa, weight, max_slope=1e4)
+        loss.backward(grad_output)
+    assert len(wide.made) == 2, wide.made  # the loss and the gradient
+
+
+def test_cross_entropy_in_pieces_is_that_of_all_rows():
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(200, 1203, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 1204, (200,), generator=generator)
+    lam = torch.rand(1203, generator=generator, dtype=torch.float64)
+    kappa = 1 + torch.rand(1203, generator=generator, dtype=torch.float64)
+    results = []
+    for pieces in (1, 200):
+        own = [t.clone().requires_grad_() for t in (logits, lam, kappa)]
+        rows = logits.shape[0] // pieces
+        loss = torch.cat(
+            [
+                apa_cross_entropy(own[0][i : i + rows], labels[i : i + rows], *own[1:])
+                for i in range(0, logits.shape[0], rows)
+            ]
+        )
+        results.append((loss, *torch.autograd.grad(loss.square().sum(), own)))
+    for ours, expected in zip(*results):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
