@@ -101,6 +101,7 @@ class Reader(Walker):
     def entries(self) -> dict[str, list[Call]]:
         """Return the calls reached from each method that no other one leads to."""
         while_built = self._builders()
+        self.escapes |= self._used_by_properties()
         calls, reached = {}, {}
         for name, (owner, function) in self.methods.items():
             if name in while_built:
@@ -125,6 +126,21 @@ class Reader(Walker):
             for other in reached
             if other != name
         )
+
+    def _used_by_properties(self) -> set[str]:
+        """Return the activations that a property mentions: it cannot be rewritten."""
+        getters = (
+            getattr(value, "fget", None)
+            for owner in readable_classes(type(self.module))
+            for value in vars(owner).values()
+        )
+        return {
+            node.attr
+            for getter in getters
+            if getter is not None
+            for node in ast.walk(syntax(getter) or ast.Pass())
+            if isinstance(node, ast.Attribute) and node.attr in self.activations
+        }
 
     def _builders(self) -> set[str]:
         """Return the methods that run only while the module is built."""

@@ -443,6 +443,23 @@ def test_attributes_looked_up_by_name_or_passed_on():
     check(Model(), ["act1", "act2", "act3"], torch.randn(8, 4))
 
 
+def test_called_by_a_property():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.act = nn.ReLU()
+
+        @property
+        def prior(self):
+            return self.act(self.fc.bias)
+
+        def forward(self, x):
+            return self.act(self.fc(x)) + self.prior
+
+    check(Model(), ["act"], torch.randn(8, 4))
+
+
 def test_called_by_another_module():
     class Parent(nn.Module):
         def __init__(self):
