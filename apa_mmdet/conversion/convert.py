@@ -46,7 +46,8 @@ def convert_activations(
 
     Args:
         model: Any module; it is changed in place. Convert it before an optimizer, DDP
-            or an averaged copy lists its parameters.
+            or an averaged copy lists its parameters. A part that has been converted
+            on its own stays as it is.
         activation: What to put in: ``'AGLU'``, ``'APA'``, a subclass of these, or a
             dict with that as ``type`` and further arguments.
         init: Starting values. ``'auto'``: as close as possible to what is replaced;
@@ -56,6 +57,8 @@ def convert_activations(
             override them.
         parts: Which parts of the model: names of modules, dotted or not, anywhere in
             it, or ``'head'`` for every module whose name ends so. By default all.
+            A teacher and its student must be converted alike: their parameters are
+            averaged in order.
         types: Which activations, of ``kinds.KINDS``. By default all but Hardswish.
         exclude: Patterns as in ``fnmatch`` of paths to leave, such as
             ``'backbone.layer1'`` or ``'*.attention*'``; what is below a path goes
