@@ -147,6 +147,6 @@ if os.environ.get("APA_MMDET_OPS_ONLY") != "1":
 
     compat.apply()
 
-    from . import datasets, engine, layers, models
+    from . import datasets, engine, evaluation, layers, models
 
-    __all__ += ["datasets", "engine", "layers", "models"]
+    __all__ += ["datasets", "engine", "evaluation", "layers", "models"]

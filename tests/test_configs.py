@@ -92,6 +92,19 @@ def test_a_coco_config_only_converts_its_base(name):
             assert decays[id(param)] == 0, name
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_evaluates_with_the_fast_metric_on_its_own_data(name):
+    cfg = load(name)
+    for split in ("val", "test"):
+        evaluator, dataset = (
+            cfg[f"{split}_evaluator"],
+            cfg[f"{split}_dataloader"].dataset,
+        )
+        assert evaluator.type == "LVISFastMetric"
+        assert evaluator.metric == ["bbox", "segm"]
+        assert evaluator.ann_file == dataset.data_root + dataset.ann_file
+
+
 @pytest.mark.parametrize(
     "name, expected",
     [

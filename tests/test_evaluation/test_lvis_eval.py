@@ -1,0 +1,421 @@
+"""The computation gives lvis-api's numbers, every one of them."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from apa_mmdet.evaluation.detections import Detections, best_of_each, choose_fixed
+from apa_mmdet.evaluation.ground_truth import load_ground_truth
+from apa_mmdet.evaluation.lvis_eval import evaluate
+from apa_mmdet.evaluation.proposals import proposal_recall, proposal_recall_fast
+from apa_mmdet.evaluation.results_file import read_results
+
+
+def assert_equal(result, expected, message=""):
+    np.testing.assert_allclose(
+        result.precision, expected.precision, rtol=0, atol=1e-9, err_msg=message
+    )
+    np.testing.assert_allclose(
+        result.recall, expected.recall, rtol=0, atol=1e-9, err_msg=message
+    )
+    figures = result.summary()
+    assert list(figures) == list(expected.figures), message
+    for name, value in expected.figures.items():
+        assert figures[name] == pytest.approx(value, abs=1e-9), (message, name)
+
+
+def load(case, iou_type="bbox"):
+    with_masks = iou_type == "segm"
+    truth = load_ground_truth(case.truth, with_masks)
+    return truth, read_results(case.found, truth, with_masks)
+
+
+def compare(case, lvis_api, iou_type, **options):
+    result = evaluate(*load(case, iou_type), iou_type, **options)
+    expected = lvis_api(case.truth, case.results, iou_type, **options)
+    assert_equal(result, expected, f"seed {case.seed}")
+    return result
+
+
+# ------------------------------------------------------------- against lvis-api
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_boxes_equal_lvis_api(case, lvis_api, block):
+    measured = 0
+    for seed in range(block * 20, block * 20 + 20):
+        written = case(seed)
+        if not written.results:  # lvis-api cannot read an empty list
+            continue
+        max_dets = (300, 300, 12, 3)[seed % 4]
+        result = compare(written, lvis_api, "bbox", max_dets=max_dets)
+        measured += (result.precision > 0).any()
+    assert measured > 12  # the cases are not trivial
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_masks_equal_lvis_api(case, lvis_api, block):
+    measured = 0
+    for seed in range(1000 + block * 20, 1000 + block * 20 + 20):
+        written = case(seed, with_masks=True)
+        if not written.results:
+            continue
+        max_dets = (300, 300, 12, 3)[seed % 4]
+        result = compare(written, lvis_api, "segm", max_dets=max_dets)
+        measured += (result.precision > 0).any()
+    assert measured > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_thousand_more_cases(case, lvis_api, iou_type):
+    for seed in range(5000, 6000):
+        written = case(seed, with_masks=iou_type == "segm")
+        if written.results:
+            max_dets = (300, 12, 5, 3)[seed % 4]
+            compare(written, lvis_api, iou_type, max_dets=max_dets)
+
+
+def test_the_cases_have_what_makes_matching_hard(case):
+    """Otherwise the comparisons above would show little."""
+    seen = defaultdict(int)
+    for seed in range(40):
+        written = case(seed)
+        data, results = written.data, written.results
+        truth, found = load(written)
+        pair = truth.pair(truth.image, truth.category)
+        seen["crowded pairs"] += np.unique(pair, return_counts=True)[1].max(initial=0)
+        scores = [(r["category_id"], r["score"]) for r in results]
+        seen["tied scores"] += len(scores) - len({*scores})
+        shown = {ann["image_id"] for ann in data["annotations"]}
+        seen["images without annotations"] += len(data["images"]) - len(shown)
+        seen["classes without annotations"] += truth.num_classes - len(
+            np.unique(truth.category)
+        )
+        seen["not exhaustive"] += len(truth.not_exhaustive)
+        seen["negative"] += len(truth.judged) - len(np.unique(pair))
+        judged = truth.is_judged(truth.pair(found.image, found.category))
+        seen["not judged"] += (~judged).sum()
+        seen["ignored"] += truth.ignore.sum()
+        seen["without area"] += sum(ann["area"] == 0 for ann in data["annotations"])
+        seen["gaps in ids"] += np.diff(truth.image_ids).max(initial=0) > 1
+        for name, low, high in (
+            ("small", 0, 32),
+            ("medium", 32, 96),
+            ("large", 96, 1e5),
+        ):
+            seen[name] += ((truth.area > low**2) & (truth.area < high**2)).sum()
+    assert len(seen) == 13
+    assert min(seen.values()) >= 10, dict(seen)
+
+
+def test_one_class_and_one_image_of_many(case, lvis_api):
+    """300 detections of one pair: as many rounds of matching."""
+    rng = np.random.default_rng(0)
+
+    def crowd(data, results):
+        image, category = data["images"][0]["id"], data["categories"][0]["id"]
+        data["annotations"][:] = [
+            dict(
+                id=i + 1,
+                image_id=image,
+                category_id=category,
+                bbox=[float(i % 10) * 5, float(i // 10) * 5, 40.0, 40.0],
+                area=1600.0 if i % 3 else 900.0,
+                segmentation=[[0, 0, 9, 0, 9, 9]],
+            )
+            for i in range(60)
+        ]
+        results[:] = [
+            dict(
+                image_id=image,
+                category_id=category,
+                score=float(rng.integers(0, 20)) / 20,
+                bbox=[*rng.integers(0, 60, 2).astype(float), 40.0, 40.0],
+            )
+            for _ in range(400)
+        ]
+
+    result = compare(case(7, change=crowd), lvis_api, "bbox")
+    assert 0 < result.summary()["AP"] < 1
+
+
+@pytest.mark.parametrize("iou_thrs", [[0.3], [0.5, 0.75], [0.05, 0.6, 0.75, 1.0]])
+def test_other_thresholds(case, lvis_api, iou_thrs):
+    for seed in (2, 3, 4):
+        result = compare(case(seed), lvis_api, "bbox", iou_thrs=iou_thrs)
+        has_50 = 0.5 in iou_thrs
+        assert (result.summary()["AP50"] >= 0) == has_50
+
+
+def test_several_processes_change_nothing(case):
+    truth, found = load(case(1004, with_masks=True), "segm")
+    alone = evaluate(truth, found, "segm", num_workers=1)
+    together = evaluate(truth, found, "segm", num_workers=3)
+    np.testing.assert_array_equal(together.precision, alone.precision)
+    assert (alone.precision > 0).any()
+
+
+def test_the_order_of_images_in_the_file_changes_nothing(case):
+    written = case(11)
+    truth, found = load(written)
+    by_image = np.argsort(-found.image, kind="stable")
+    before, after = (evaluate(truth, each) for each in (found, found.take(by_image)))
+    np.testing.assert_array_equal(after.precision, before.precision)
+
+
+def test_no_detections_at_all(case):
+    truth = load_ground_truth(case(5).truth, with_masks=True)
+    for iou_type in ("bbox", "segm"):
+        result = evaluate(truth, Detections.empty(), iou_type)
+        annotated = result.ranking.num_truth > 0
+        assert (result.precision[:, :, annotated] == 0).all()
+        assert (result.precision[:, :, ~annotated] == -1).all()
+        assert result.summary()["AP"] == 0
+
+
+def test_image_subset(case, lvis_api):
+    for seed in (6, 8, 15):
+        written = case(seed)
+        truth, found = load(written)
+        ids = truth.image_ids[::2]
+        part = truth.only(ids)
+        result = evaluate(part, found.within(truth, part))
+        results = [r for r in written.results if r["image_id"] in ids]
+        if not results:
+            continue
+        expected = lvis_api(written.truth, results, "bbox", img_ids=ids.tolist())
+        assert_equal(result, expected)
+
+
+def test_arguments_that_cannot_be(case):
+    truth, found = load(case(5))
+    with pytest.raises(ValueError, match="iou_type='mask': expected 'bbox' or 'segm'"):
+        evaluate(truth, found, "mask")
+    with pytest.raises(ValueError, match="annotations have no masks; load them with"):
+        evaluate(truth, found, "segm")
+    for bad in ([], [0.5, 50], [0], [[0.5]]):
+        with pytest.raises(ValueError, match="iou_thrs=.*between|iou_thrs=.*above 0"):
+            evaluate(truth, found, iou_thrs=bad)
+    with pytest.raises(ValueError, match="num_workers=0"):
+        evaluate(truth, found, num_workers=0)
+    with pytest.raises(ValueError, match=r"1 of 2 ids are not.*first: \[-5\]"):
+        truth.only([-5, truth.image_ids[0]])
+
+
+# ---------------------------------------------------------------------- Fixed AP
+
+
+def slow_ap(data, results, limit, thresholds):
+    """Fixed AP of each class, step by step in plain Python."""
+    order = {i: n for n, i in enumerate(sorted(im["id"] for im in data["images"]))}
+    images = {image["id"]: image for image in data["images"]}
+    ap = {}
+    for category in sorted(c["id"] for c in data["categories"]):
+        truth = [
+            a
+            for a in data["annotations"]
+            if a["category_id"] == category and a["area"] > 0
+        ]
+        shown_in = {a["image_id"] for a in truth}
+        found = [r for r in results if r["category_id"] == category]
+        found.sort(key=lambda r: (-r["score"], order[r["image_id"]]))
+        found = [
+            r
+            for r in found[:limit]
+            if r["image_id"] in shown_in
+            or category in images[r["image_id"]]["neg_category_ids"]
+        ]
+        found = [r for r in found if r["bbox"][2] * r["bbox"][3] > 0]
+        wanted = sum(not a.get("ignore") for a in truth)
+        if not wanted:
+            continue
+        values = []
+        for threshold in thresholds:
+            taken, outcome = set(), []
+            for r in found:
+                here = [a for a in truth if a["image_id"] == r["image_id"]]
+                best, best_iou = None, threshold
+                for ignored in (False, True):
+                    if best is not None:
+                        break
+                    for a in here:
+                        if bool(a.get("ignore")) == ignored and a["id"] not in taken:
+                            iou = slow_iou(a["bbox"], r["bbox"])
+                            if iou >= best_iou:
+                                best, best_iou = a, iou
+                if best is not None:
+                    taken.add(best["id"])
+                    if not best.get("ignore"):
+                        outcome.append(True)
+                elif (
+                    category not in images[r["image_id"]]["not_exhaustive_category_ids"]
+                ):
+                    outcome.append(False)
+            precisions = [
+                (sum(outcome[: n + 1]), sum(outcome[: n + 1]) / (n + 1))
+                for n in range(len(outcome))
+            ]
+            at_recalls = [
+                max((p for tp, p in precisions if tp / wanted >= r), default=0)
+                for r in np.linspace(0, 1, 101)
+            ]
+            values.append(np.mean(at_recalls))
+        ap[category] = np.mean(values)
+    return ap
+
+
+def slow_iou(a, b):
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
+
+
+@pytest.mark.parametrize("limit", [2, 5, 10_000])
+def test_fixed_ap_equals_a_slow_computation(case, limit):
+    thresholds, cut, compared = np.linspace(0.5, 0.95, 10), 0, 0
+    for seed in range(40, 52):
+        written = case(seed)
+        truth, found = load(written)
+        result = evaluate(truth, found, max_dets_per_class=limit)
+        expected = slow_ap(written.data, written.results, limit, thresholds)
+        ap = result.class_ap()
+        annotated = {int(truth.class_ids[i]) for i in np.flatnonzero(np.isfinite(ap))}
+        # What the area range leaves out is not in the slow computation: 1e5 x 1e5.
+        assert annotated == {*expected}
+        for category, value in expected.items():
+            index = int(np.searchsorted(truth.class_ids, category))
+            assert ap[index] == pytest.approx(value, abs=1e-9), (seed, category)
+            compared += 1
+        if expected:
+            mean = np.mean(list(expected.values()))
+            assert result.summary()["FixedAP"] == pytest.approx(mean, abs=1e-9)
+        cut += np.bincount(found.category).max(initial=0) > limit
+    assert compared > 20
+    assert (cut > 6) == (limit < 10)
+
+
+def test_fixed_ap_equals_lvis_api_without_its_limit(case, lvis_api):
+    for seed in (60, 61, 62):
+        written = case(seed)
+        truth, found = load(written)
+        result = evaluate(truth, found, max_dets_per_class=10_000)
+        expected = lvis_api(written.truth, written.results, "bbox", max_dets=-1)
+        np.testing.assert_allclose(result.precision, expected.precision, atol=1e-9)
+        names = [name for name in expected.figures if name.startswith("AP")]
+        assert list(result.summary()) == [f"Fixed{name}" for name in names]
+
+
+def test_fixed_ap_has_no_limit_for_an_image(case):
+    """One image with 400 detections of two classes: AP loses the weaker class."""
+
+    def change(data, results):
+        image = data["images"][0]
+        first, second = (c["id"] for c in data["categories"][:2])
+        image["neg_category_ids"] = []
+        data["annotations"][:] = [
+            dict(id=i, image_id=image["id"], category_id=c, bbox=[0, 0, 10, 10],
+                 area=100, segmentation=[[0, 0, 9, 0, 9, 9]])
+            for i, c in ((1, first), (2, second))
+        ]  # fmt: skip
+        results[:] = [
+            dict(image_id=image["id"], category_id=c, bbox=[0, 0, 10, 10], score=s)
+            for c, s, n in ((first, 0.9, 399), (second, 0.1, 1))
+            for _ in range(n)
+        ]
+
+    truth, found = load(case(9, change=change))
+    assert evaluate(truth, found).summary()["AP"] == pytest.approx(0.5)
+    fixed = evaluate(truth, found, max_dets_per_class=10_000).summary()
+    assert fixed["FixedAP"] == pytest.approx(1)
+
+
+def test_fixed_ap_cuts_ties_by_image():
+    class Everything:
+        num_classes = 1
+
+        def pair(self, image, category):
+            return image
+
+        def is_judged(self, pair):
+            return np.ones(len(pair), bool)
+
+    image = np.array([3, 1, 2, 1, 0])
+    score = np.array([0.5, 0.5, 0.5, 0.5, 0.4])
+    kept = choose_fixed(Everything(), image, np.zeros(5, int), score, 3)
+    assert kept.tolist() == [1, 2, 3]
+
+
+def test_best_of_each():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        group = rng.integers(0, 6, 60)
+        score = rng.integers(0, 8, 60) / 8
+        limit = int(rng.integers(0, 15))
+        expected = []
+        for each in range(6):
+            members = [i for i in range(60) if group[i] == each]
+            expected += sorted(members, key=lambda i: -score[i])[:limit]
+        assert best_of_each(group, score, limit).tolist() == sorted(expected)
+
+
+# -------------------------------------------------------------------- proposals
+
+
+def test_proposal_recall_equals_lvis_api_with_one_class(case, lvis_api):
+    """lvis-api's own use_cats=0 looks for a class of id -1 and finds nothing."""
+    thresholds = np.linspace(0.5, 0.95, 10)
+    differs = 0
+    for seed in range(71, 95, 2):
+        written = case(seed)
+        if not written.results or not written.data["annotations"]:
+            continue
+        truth, found = load(written)
+        recalls = proposal_recall(truth, found, [2, 5, 300], thresholds)
+        (only, *_) = (category["id"] for category in written.data["categories"])
+
+        def one_class(data, results, only=only):
+            for item in data["annotations"] + results:
+                item["category_id"] = only
+            for image in data["images"]:
+                image["neg_category_ids"] = [only]
+
+        alike = case(seed, change=one_class)
+        for number in (2, 5, 300):
+            expected = lvis_api(alike.truth, alike.results, "bbox", max_dets=number)
+            for name in ("AR", "ARs", "ARm", "ARl"):
+                key = f"{name}@{number}"
+                assert recalls[key] == pytest.approx(expected.figures[key], abs=1e-9)
+        differs += recalls["AR@2"] < recalls["AR@300"]
+    assert differs > 4
+
+
+def test_proposal_recall_pairs_the_best_first(case):
+    """Slow version of what mmdet's eval_recalls does."""
+    thresholds = np.array([0.3, 0.5, 0.7])
+    for seed in range(90, 96):
+        written = case(seed)
+        truth, found = load(written)
+        recalls = proposal_recall_fast(truth, found, [3, 100], thresholds)
+        for number in (3, 100):
+            left = []
+            for image in range(truth.num_images):
+                boxes = truth.box[truth.image == image].tolist()
+                here = np.flatnonzero(found.image == image)
+                here = here[np.argsort(-found.score[here], kind="stable")][:number]
+                pairs = [
+                    (slow_iou(box, found.box[d].tolist()), g, d)
+                    for g, box in enumerate(boxes)
+                    for d in here
+                ]
+                best = [0.0] * len(boxes)
+                while pairs:
+                    iou, g, d = max(pairs)
+                    best[g] = iou
+                    pairs = [p for p in pairs if p[1] != g and p[2] != d]
+                left += best
+            expected = np.mean([[iou >= t for t in thresholds] for iou in left])
+            assert recalls[f"AR@{number}"] == pytest.approx(expected, abs=1e-9)

@@ -1,0 +1,239 @@
+"""Tables, CSV, plot, and the tool that evaluates result files."""
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from apa_mmdet.evaluation import bootstrap, report
+from apa_mmdet.evaluation.ground_truth import load_ground_truth
+from apa_mmdet.evaluation.lvis_eval import evaluate
+from apa_mmdet.evaluation.results_file import read_results
+
+REPO = Path(__file__).parents[2]
+TOOL = REPO / "tools/analysis_tools/eval_lvis.py"
+
+
+def tool(*args, cwd, fails=False):
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(REPO))
+    done = subprocess.run(
+        [sys.executable, TOOL, *map(str, args)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def result_of(case):
+    truth = load_ground_truth(case.truth)
+    return evaluate(truth, read_results(case.found, truth))
+
+
+def test_summary_table():
+    figures = {
+        "first": {"AP": 0.12345, "APr": -1.0, "AR@300": 1.0},
+        "2": {"AP": 0.0, "APr": 0.5, "AR@300": 0.00004},
+    }
+    assert report.summary_table(figures).splitlines() == [
+        "           AP     APr  AR@300",
+        "first   12.35       -  100.00",
+        "2        0.00   50.00    0.00",
+    ]
+
+
+def test_difference_table():
+    differences = {
+        "AP": bootstrap.Difference(0.2, 0.25, 0.01, 0.09, 0.99),
+        "APr": bootstrap.Difference(0.2, 0.19, -0.05, 0.02, 0.4),
+    }
+    lines = report.difference_table(differences).splitlines()
+    assert lines[1].split() == "AP 20.00 25.00 +5.00 +1.00 .. +9.00 99%".split()
+    assert lines[2].endswith("40%  could be chance")
+    assert lines[2].split()[3] == "-1.00"
+
+
+def test_class_table_is_sorted(case):
+    result = result_of(case(37))
+    cells = report.class_table(result, columns=1).splitlines()
+    values = [float(cell.split()[-1]) for cell in cells]
+    assert values == sorted(values)
+    assert len(values) == np.isfinite(result.class_ap()).sum() > 2
+
+
+def test_csv_has_every_class_at_full_precision(case, tmp_path):
+    first, second = result_of(case(37)), result_of(case(37))
+    path = tmp_path / "deep" / "classes.csv"
+    report.write_class_csv(path, [first, second])
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    truth, ap = first.truth, first.class_ap()
+    assert [int(row["category_id"]) for row in rows] == truth.class_ids.tolist()
+    assert [int(row["image_count"]) for row in rows] == truth.image_count.tolist()
+    assert [row["frequency"] for row in rows] == ["rcf"[i] for i in truth.frequency]
+    for row, value in zip(rows, ap):
+        assert row["AP_A"] == row["AP_B"]
+        assert row["AP_A"] == ("" if np.isnan(value) else repr(float(value)))
+
+
+def test_plot_shows_classes_and_bounds(case, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)),
+    )
+    result = result_of(case(37))
+    path = tmp_path / "tail.png"
+    report.plot_long_tail(path, {"ours": result, "theirs": result})
+    axis = drawn[0].axes[0]
+    bounds = [
+        x for line in axis.lines for x in {*line.get_xdata()} if x in (10.5, 100.5)
+    ]
+    assert sorted(bounds) == [10.5, 100.5]
+    points = [line for line in axis.lines if line.get_marker() == "."]
+    ap = 100 * result.class_ap()
+    for line in points:
+        is_shown = np.isfinite(ap)
+        np.testing.assert_array_equal(
+            line.get_xdata(), result.truth.image_count[is_shown]
+        )
+        np.testing.assert_allclose(line.get_ydata(), ap[is_shown])
+    labels = axis.get_legend_handles_labels()[1]
+    value = 100 * result.summary()["AP"]
+    assert labels[0].startswith(f"ours: AP {value:.1f}") and len(labels) == 2
+    image = cv2.imread(str(path))
+    assert image.shape[0] > 400 and image.std() > 5
+
+
+def test_plot_needs_image_counts(case, tmp_path):
+    written = case(
+        37, change=lambda data, _: [c.pop("image_count") for c in data["categories"]]
+    )
+    with pytest.raises(ValueError, match="no image_count"):
+        report.plot_long_tail(tmp_path / "x.png", {"": result_of(written)})
+    report.write_class_csv(tmp_path / "x.csv", [result_of(written)])
+    assert ",,"[:1] in (tmp_path / "x.csv").read_text()
+
+
+# ------------------------------------------------------------------------- the tool
+
+
+def test_tool_evaluates_a_file(case, tmp_path, lvis_api):
+    written = case(37)
+    zipped = tmp_path / "results.json.gz"
+    zipped.write_bytes(gzip.compress(written.found.read_bytes()))
+    out = tool(
+        *(written.truth, zipped, "--fixed-ap", "--classwise", "--csv", "a.csv"),
+        *("--png", "a.png", "--json", "a.json", "--max-dets", 4),
+        cwd=tmp_path,
+    )
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"][
+        "results.json.gz"
+    ]
+    expected = lvis_api(written.truth, written.results, "bbox", max_dets=4).figures
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value, abs=1e-9)
+    whole = lvis_api(written.truth, written.results, "bbox", max_dets=-1).figures
+    assert figures["FixedAP"] == pytest.approx(whole["AP"], abs=1e-9)
+    assert f"{100 * expected['AP']:.2f}" in out
+    assert "AP of each class" in out
+    assert (tmp_path / "a.csv").exists() and (tmp_path / "a.png").exists()
+
+
+def test_tool_takes_masks_where_there_are_some(case, tmp_path, lvis_api):
+    written = case(1009, with_masks=True)
+    ids = sorted(image["id"] for image in written.data["images"])[::2]
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    options = ("--img-ids", "ids.json", "--iou-thrs", 0.5, 0.75, "--json", "a.json")
+    out = tool(written.truth, written.found, *options, cwd=tmp_path)
+    assert out.startswith(f"segm, {len(ids)} images")
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    results = [result for result in written.results if result["image_id"] in ids]
+    expected = lvis_api(
+        written.truth, results, "segm", img_ids=ids, iou_thrs=[0.5, 0.75]
+    ).figures
+    for name, value in expected.items():
+        assert figures[written.found.name][name] == pytest.approx(value, abs=1e-9)
+
+
+def test_tool_compares_files(case, tmp_path):
+    written = case(37)
+    other = tmp_path / "b" / written.found.name
+    other.parent.mkdir()
+    worse = [dict(r, bbox=[v * 1.1 for v in r["bbox"]]) for r in written.results]
+    other.write_text(json.dumps(worse))
+    options = ("--draws", 200, "--json", "a.json", "--csv", "a.csv", "--png", "a.png")
+    out = tool(written.truth, written.found, other, *options, cwd=tmp_path)
+    name = f"b/{other.name}"
+    assert f"B = {name}; 200 draws" in out
+    report = json.loads((tmp_path / "a.json").read_text())
+    (differences,) = report["differences"].values()
+    first, second = report["figures"].values()
+    assert differences["AP"]["difference"] == pytest.approx(second["AP"] - first["AP"])
+    assert differences["AP"]["low"] <= differences["AP"]["difference"]
+    head = (tmp_path / "a.csv").read_text().splitlines()[0]
+    assert head.endswith("annotations,AP_A,AP_B")
+
+
+def test_tool_says_what_is_wrong(case, tmp_path):
+    written = case(37)
+    text = written.found.read_text()
+    cut = tmp_path / "cut.json"
+    cut.write_text(text[: len(text) // 2])
+    error = tool(written.truth, cut, cwd=tmp_path, fails=True)
+    assert f"error: {cut}: cut short at character {len(text) // 2:,}, after" in error
+    unknown = tmp_path / "unknown.json"
+    strange = [dict(r, image_id=-1) for r in written.results]
+    unknown.write_text(json.dumps(strange))
+    error = tool(written.truth, unknown, cwd=tmp_path, fails=True)
+    assert (
+        f"unknown image_id: {len(strange)}, the first: result 0 (-1), result 1" in error
+    )
+    error = tool(written.truth, "nowhere.json", cwd=tmp_path, fails=True)
+    assert "nowhere.json: no such file" in error
+    error = tool(written.found, written.truth, cwd=tmp_path, fails=True)
+    assert "expected a JSON" in error  # the two in the wrong order
+    error = tool(
+        written.truth, written.found, "--metric", "segm", cwd=tmp_path, fails=True
+    )
+    assert "--metric bbox" in error
+    for options in (("--max-dets", 0), ("--img-ids", "x"), ("--iou-thrs", 50)):
+        error = tool(written.truth, written.found, *options, cwd=tmp_path, fails=True)
+        assert str(options[1]) in error and "expected" in error
+
+
+def test_benchmark_measures_the_same_thing(tmp_path):
+    script = TOOL.with_name("benchmark_lvis_eval.py")
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(REPO))
+    command = [sys.executable, script, "--images", "12", "--detections", "60"]
+    done = subprocess.run(
+        [*command, "--only", "apa_mmdet", "lvis-api", "--metric", "segm"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    ours, theirs = rows["apa_mmdet"], rows["lvis-api"]
+    assert ours[-2:] == theirs[-2:]  # AP and APr
+    assert 0.1 < float(ours[-2]) < 0.9
+    share = float(rows["judged"][5].rstrip("%"))
+    assert 25 < share < 42
+    assert "lvis-api:" in done.stdout and "times the memory" in done.stdout
