@@ -531,7 +531,7 @@ def test_torchs_transformer_does_not_bypass_it_when_evaluated():
 @pytest.mark.parametrize(
     ("module", "apart"),
     [
-        (nn.SiLU(), 2e-6),
+        (nn.SiLU(), 5e-6),  # two roundings of 20
         (nn.ReLU(), 0.0056),
         (nn.ReLU6(), 0.0056),
         (nn.LeakyReLU(0.01), 0.0056),
