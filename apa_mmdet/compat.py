@@ -7,6 +7,7 @@ names its upstream report and the version that makes it unnecessary.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 from pickle import UnpicklingError
@@ -209,6 +210,24 @@ def refuse_untrusted_checkpoints() -> None:
         checkpoint._safe_torch_load = _torch_load
 
 
+def refuse_untrusted_downloads() -> None:
+    """Let MMEngine read what it downloads as it reads local files.
+
+    ``torch.hub.load_state_dict_from_url``, which it calls for URLs, runs whatever code
+    the file carries unless told otherwise, in current torch as well.
+
+    Below torch 2.6 nothing is done, as in :func:`allow_mmengine_checkpoints`.
+
+    Upstream: no report known. Unnecessary from: none yet (0.10.7 is the last release).
+    """
+    from mmengine.runner import checkpoint
+
+    if torch.__version__ >= (2, 6):
+        checkpoint.load_url = functools.partial(
+            torch.hub.load_state_dict_from_url, weights_only=True
+        )
+
+
 class _NumpyWithFloat(ModuleType):
     """Numpy as it was before 1.24, for one module: ``np.float`` is ``float``."""
 
@@ -237,4 +256,5 @@ def apply() -> None:
     """Apply every repair; a second call changes nothing."""
     allow_mmengine_checkpoints()
     refuse_untrusted_checkpoints()
+    refuse_untrusted_downloads()
     give_lvis_its_float()

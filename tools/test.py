@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
+from pickle import UnpicklingError
 
 import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.engine import read_checkpoint
 from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
+from apa_mmdet.models.published import weights_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,9 +31,31 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out {args.out}: expected a name that ends in .pkl")
-    if "://" not in args.checkpoint and not os.path.isfile(args.checkpoint):
-        parser.error(f"checkpoint {args.checkpoint}: no such file")
+    if "://" not in args.checkpoint:
+        require_detector(args.checkpoint)
     return args
+
+
+def require_detector(path: str) -> None:
+    """Look into a checkpoint before the data sets are read.
+
+    MMEngine itself would go on with random weights where the file holds none.
+
+    Raises:
+        SystemExit: If it is not there, cannot be read, or holds a backbone alone.
+    """
+    try:
+        weights, _ = weights_of(read_checkpoint(path, weights_only=None))
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise SystemExit(f"error: checkpoint {error}") from None
+    except ValueError as error:
+        raise SystemExit(f"error: checkpoint {path}: {error}") from None
+    if any(key.startswith("layer1.") for key in weights):
+        raise SystemExit(
+            f"error: checkpoint {path} holds a backbone alone, expected a detector; "
+            f"to train one from it, set model.backbone.init_cfg to "
+            f"dict(type='Pretrained', checkpoint='{path}')"
+        )
 
 
 def enable_tta(cfg) -> None:

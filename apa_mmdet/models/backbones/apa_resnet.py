@@ -13,6 +13,7 @@ from torch.utils import checkpoint
 
 from ...layers import APASELayer
 from ...ops import affine_aglu
+from .. import published
 from .frozen_norm import can_fold, folded, has_hooks, is_fixed, normed_activation
 
 
@@ -188,6 +189,11 @@ class _PerSiteActivations:
                 outs.append(x)
         return tuple(outs)
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # torch and MMEngine both call this, whatever it is that loads.
+        published.adapt(state_dict, prefix, self)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _freeze_stages(self) -> None:
         super()._freeze_stages()
         # mmdet freezes conv1 and norm1 only: its ReLU has no parameters.
@@ -204,6 +210,7 @@ class APAResNet(_PerSiteActivations, ResNet):
     addition. All other keys are those of mmdet's ResNet, so its checkpoints load.
     Stages that ``frozen_stages`` freezes freeze their activations too, the stem's with
     the stem. With ``act_cfg=dict(type='ReLU')`` it computes what mmdet's ResNet does.
+    Checkpoints of the authors load as they are, see :mod:`apa_mmdet.models.published`.
 
     While batch statistics are fixed (``norm_eval=True``, MMDetection's default), norm
     and AGLU are one operation, and so is the end of a block with an APASELayer or

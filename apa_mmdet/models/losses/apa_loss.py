@@ -113,6 +113,11 @@ class APALoss(nn.Module):
         """
         self._require_frequency()
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # It describes the data, is no weight, and published checkpoints lack it.
+        state_dict.setdefault(prefix + "class_frequency", self.class_frequency)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def set_class_frequency(self, frequency: Tensor) -> None:
         """Fill ``class_frequency``.
 

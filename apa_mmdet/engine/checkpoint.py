@@ -1,0 +1,58 @@
+"""Reading checkpoint files, with errors that say what is wrong with them."""
+
+from __future__ import annotations
+
+import os.path as osp
+import re
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+
+def read_checkpoint(
+    path: str, map_location: Any = "cpu", weights_only: bool | None = True
+) -> Any:
+    """Return what a checkpoint file holds, without running anything it carries.
+
+    Args:
+        path: The file.
+        map_location: As in :func:`torch.load`.
+        weights_only: As in :func:`torch.load`; None is torch's default, True since
+            torch 2.6.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If the file is damaged or no checkpoint.
+        UnpicklingError: The same, or it asks for what only a program needs.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=weights_only)
+    except OSError:
+        raise
+    except Exception as caught:  # a damaged pickle can raise anything
+        error = caught
+    kind = UnpicklingError if isinstance(error, UnpicklingError) else RuntimeError
+    # Of torch's text only this much is used: it also advises weights_only=False.
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        raise kind(
+            f"{path} asks for {refused[1]}, which no checkpoint needs; the file was "
+            f"refused and nothing of it was run. Get the weights from a source you "
+            f"trust"
+        )
+    reason = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error))
+    reason = reason.splitlines()[0] if reason else type(error).__name__
+    raise kind(
+        f"{path} cannot be read as a checkpoint ({reason}): it is damaged, cut short "
+        f"or another kind of file; fetch it again and compare its size"
+    )
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Read a local file for MMEngine: its own loader, with clearer errors."""
+    return read_checkpoint(osp.expanduser(filename), map_location, weights_only=None)
