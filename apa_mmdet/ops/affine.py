@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .functional import check, compute_dtype, first_order_only, gradients, value
+from . import cpu_kernels
+from .functional import (
+    check,
+    compute_dtype,
+    first_order_only,
+    gradients,
+    sum_channels,
+    value,
+)
+from .implementation import is_compiled
 
 
 def affine_aglu(
@@ -108,6 +117,13 @@ class _AffineAGLU(Function):
             x, scale, shift, lam, kappa, residual, residual_scale, residual_shift
         )
         ctx.axis = axis
+        ctx.compiled = is_compiled(x, lam, kappa)
+        if ctx.compiled:
+            if residual_shift is not None:
+                shift = shift + residual_shift
+            return cpu_kernels.forward(
+                x, lam, kappa, axis, scale, shift, residual, residual_scale
+            )
         total = _sum(x, scale, shift, residual, residual_scale, residual_shift)
         return value("aglu", total, lam, kappa, axis).to(x.dtype)
 
@@ -116,6 +132,11 @@ class _AffineAGLU(Function):
         saved = ctx.saved_tensors
         x, scale, shift, lam, kappa, residual, residual_scale, residual_shift = saved
         needs = ctx.needs_input_grad
+        tensors = tuple(tensor for tensor in saved if tensor is not None)
+        if ctx.compiled:
+            with torch.no_grad():
+                grads = _compiled_gradients(saved, grad_output, needs, ctx.axis)
+            return *first_order_only(tensors, grads), None
         with torch.no_grad():
             total = _sum(x, scale, shift, residual, residual_scale, residual_shift)
             sum_needs = (any(needs[:3]) or any(needs[5:8]), *needs[3:5])
@@ -141,5 +162,42 @@ class _AffineAGLU(Function):
                 grads[5] = own.to(residual.dtype)
             if needs[0]:
                 grads[0] = (grad * _over_map(scale.to(grad.dtype))).to(x.dtype)
-        tensors = tuple(tensor for tensor in saved if tensor is not None)
         return *first_order_only(tensors, tuple(grads)), None
+
+
+def _compiled_gradients(saved, grad_output, needs, axis):
+    x, scale, shift, lam, kappa, residual, residual_scale, residual_shift = saved
+    if residual_shift is not None:
+        shift = shift + residual_shift
+    grad_x, grad_residual, sums = cpu_kernels.backward(
+        x,
+        lam,
+        kappa,
+        grad_output,
+        axis,
+        needs[3] or needs[4],
+        scale,
+        shift,
+        residual,
+        residual_scale,
+    )
+    if grad_residual is not None:
+        grad_residual = grad_residual.to(residual.dtype)
+    of_lam, of_kappa, of_shift, of_scale, of_residual_scale = sums
+
+    def small(sums: Tensor, param: Tensor | None) -> Tensor | None:
+        if param is None or param.dim() == 1:
+            return None if param is None else sum_channels(sums, param)
+        return sums.to(param.dtype)
+
+    grads = (
+        grad_x,
+        small(of_scale, scale),
+        small(of_shift, saved[2]),
+        small(of_lam, lam),
+        small(of_kappa, kappa),
+        grad_residual,
+        small(of_residual_scale, residual_scale),
+        small(of_shift, residual_shift),
+    )
+    return tuple(grad if need else None for grad, need in zip(grads, needs))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import cpu, formula
+from . import cpu, cpu_kernels, formula
+from .implementation import is_compiled
 
 _VALUES = {"apa": formula.apa, "aglu": formula.aglu, "log_apa": formula.log_apa}
 
@@ -144,6 +145,9 @@ class _Activation(Function):
     def forward(ctx, x, lam, kappa, name, axis):
         ctx.save_for_backward(x, lam, kappa)
         ctx.name, ctx.axis = name, axis
+        ctx.compiled = name == "aglu" and is_compiled(x, lam, kappa)
+        if ctx.compiled:
+            return cpu_kernels.forward(x, lam, kappa, axis)
         return value(name, x, lam, kappa, axis)
 
     @staticmethod
@@ -151,12 +155,32 @@ class _Activation(Function):
         saved = ctx.saved_tensors  # to be read once: checkpointing recomputes them
         needs = ctx.needs_input_grad[:3]
         with torch.no_grad():
-            grads = gradients(ctx.name, *saved, grad_output, needs, ctx.axis)
+            if ctx.compiled:
+                grads = _compiled_gradients(*saved, grad_output, needs, ctx.axis)
+            else:
+                grads = gradients(ctx.name, *saved, grad_output, needs, ctx.axis)
         return *first_order_only(saved, grads), None, None
 
 
+def _compiled_gradients(x, lam, kappa, grad_output, needs, axis):
+    grad_x, _, sums = cpu_kernels.backward(
+        x, lam, kappa, grad_output, axis, need_params=needs[1] or needs[2]
+    )
+    return (
+        grad_x if needs[0] else None,
+        sum_channels(sums[0], lam) if needs[1] else None,
+        sum_channels(sums[1], kappa) if needs[2] else None,
+    )
+
+
+def sum_channels(sums: Tensor, param: Tensor) -> Tensor:
+    """Sum a kernel's sums (batch, C) to the shape of a parameter, in its dtype."""
+    total = sums.sum() if param.shape[0] == 1 else sums.sum(0)
+    return total.reshape(param.shape).to(param.dtype)
+
+
 def value(name: str, x: Tensor, lam: Tensor, kappa: Tensor, axis: int) -> Tensor:
-    """Return ``apa``, ``aglu`` or ``log_apa`` by name, of checked arguments."""
+    """Return ``apa``, ``aglu`` or ``log_apa`` in plain torch, of checked arguments."""
     if name == "aglu" and cpu.applies(x, lam, kappa):
         dtype = compute_dtype(x, lam, kappa)
         return cpu.aglu(x, lam.item(), kappa.item(), dtype)

@@ -1,0 +1,375 @@
+// AGLU on a CPU, forward and backward in one pass over memory each.
+//
+// y = z * APA(z), z = x, or scale * x + shift, or the same + residual_scale * residual.
+// Notation as in formula.py. With t = ln(lam) - kappa * z and E = exp(-|t|):
+//
+//   L = max(t, 0) + ln(1 + E), APA = exp(-L / lam)
+//   s = sigmoid(t) = E / (1 + E) for t <= 0, 1 / (1 + E) otherwise
+//   ln(1 + E) = 2y + 2y^3 * (1/3 + y^2/5 + y^4/7 + ...),  y = E / (2 + E) <= 1/3
+//   L - s = E^2 / ((1 + E) * (2 + E)) + 2y^3 * (...) for t <= 0, where it would cancel
+//
+// so that two exponentials, and in backward one division, are all an element costs.
+// "lb" is the logarithm to base 2; kappa comes as lb_kappa = kappa / ln(2). Sums over
+// elements are formed in chunks whose bounds depend on the shape alone, so that they do
+// not depend on the number of threads.
+//
+// No header of torch is used: the file compiles in seconds and is called by ctypes.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using Index = std::int64_t;
+
+constexpr Index kChunk = 1 << 13;  // elements worked on at a time by one thread
+constexpr Index kMaxChunks = 256;  // of rows, where each chunk has sums per channel
+constexpr float kFar = 125.0f;     // 2^-126 is the smallest normal number
+constexpr int kSums = 5;
+
+// Subnormal numbers take a CPU a hundred times longer; a ReLU-like kappa makes many.
+struct FlushSubnormals {
+#if defined(__SSE2__)
+  unsigned saved = _mm_getcsr();
+  FlushSubnormals() { _mm_setcsr(saved | 0x8040); }
+  ~FlushSubnormals() { _mm_setcsr(saved); }
+#endif
+};
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+inline float load(float value) { return value; }
+inline float load(BFloat16 value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+inline void store(float value, float* to) { *to = value; }
+inline void store(float value, BFloat16* to) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to->bits = static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0);
+}
+
+// 2^-x for x >= 0, 0 beyond kFar. The integer part goes to the exponent's bits; the
+// polynomial is fitted to 2^f on [-1/2, 1/2], to 2e-8 relative.
+inline float exp2_neg(float x) {
+  const float held = x < kFar ? x : kFar;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = magic - held;
+  const float f = (magic - shifted) - held;
+  float p = 0.00015453163f;
+  p = p * f + 0.0013390863f;
+  p = p * f + 0.009618083f;
+  p = p * f + 0.05550357f;
+  p = p * f + 0.2402265f;
+  p = p * f + 0.6931472f;
+  p = p * f + 1.0f;
+  std::uint32_t power, bits;
+  std::memcpy(&power, &shifted, 4);
+  std::memcpy(&bits, &p, 4);
+  bits += power << 23;
+  std::memcpy(&p, &bits, 4);
+  return x < kFar ? p : 0.0f;
+}
+
+// AGLU(z). ln(1 + E) is a polynomial of degree 9 on [0, 1], to 5e-8 relative.
+inline float aglu(float z, float lb_lam, float lb_kappa, float inv_lam) {
+  const float t = lb_lam - lb_kappa * z;  // in base 2, as L
+  const float E = exp2_neg(t < 0 ? -t : t);
+  float L = 0.007395402f;
+  L = L * E - 0.04194501f;
+  L = L * E + 0.111832075f;
+  L = L * E - 0.19623895f;
+  L = L * E + 0.2752212f;
+  L = L * E - 0.35829908f;
+  L = L * E + 0.4806789f;
+  L = L * E - 0.7213395f;
+  L = L * E + 1.442695f;
+  L = L * E + (t > 0 ? t : 0.0f);
+  return z * exp2_neg(L * inv_lam);
+}
+
+enum Sum { kPlain, kAffine, kResidual };
+
+// Coefficients of a run of elements: one value each, or one per element.
+struct Coefficients {
+  const float *lb_lam, *inv_lam, *lb_kappa, *scale, *shift, *residual_scale;
+  Coefficients at(Index channel, Index row) const {
+    const auto by = [](const float* p, Index i) { return p ? p + i : nullptr; };
+    return {lb_lam + channel, inv_lam + channel, lb_kappa + channel,
+            by(scale, row),   by(shift, row),    by(residual_scale, channel)};
+  }
+};
+
+template <Sum kSum, bool kEach, typename T>
+inline float input(const T* x, const T* residual, const Coefficients& c, Index i) {
+  const Index k = kEach ? i : 0;
+  float z = load(x[i]);
+  if (kSum != kPlain) z = c.scale[k] * z + c.shift[k];
+  if (kSum == kResidual) z += c.residual_scale[k] * load(residual[i]);
+  return z;
+}
+
+// A core meets the next cache line too late: the arithmetic of one fills its window. So
+// lines are asked for some blocks ahead, a few at a time.
+constexpr Index kBlock = 64, kSumBlock = 256, kAhead = 1024;
+
+template <Index kSize, typename T>
+inline void fetch(const T* from) {
+  for (Index i = 0; i < kSize; i += 64 / sizeof(T))
+    __builtin_prefetch(from + kAhead + i);
+}
+
+template <Sum kSum, bool kEach, typename T>
+inline __attribute__((always_inline)) void forward_block(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
+#pragma omp simd
+  for (Index i = 0; i < n; ++i) {
+    const Index k = kEach ? i : 0;
+    const float z = input<kSum, kEach>(x, residual, c, i);
+    store(aglu(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]), out + i);
+  }
+}
+
+template <Sum kSum, bool kEach, typename T>
+void forward_run(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
+  if (kEach) return forward_block<kSum, kEach>(x, residual, out, c, n);
+  Index i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    fetch<kBlock>(x + i);
+    if (kSum == kResidual) fetch<kBlock>(residual + i);
+    forward_block<kSum, kEach>(x + i, residual + i, out + i, c, kBlock);
+  }
+  forward_block<kSum, kEach>(x + i, residual + i, out + i, c, n - i);
+}
+
+// Gradients of z, and of each element's lam and kappa.
+template <bool kNeedParams>
+inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
+                     float* grad_z, float* lam, float* kappa) {
+  constexpr float kLn2 = 0.6931472f, kLb = 1.442695f;
+  float t = lb_lam - lb_kappa * z;
+  t = t < 1e6f ? t : 1e6f;  // APA is 0 long before, and L stays finite
+  const float E = exp2_neg(t < 0 ? -t : t);
+  const float q = 1.0f / ((1.0f + E) * (2.0f + E));
+  const float inverse = (2.0f + E) * q;  // 1 / (1 + E)
+  const float y = E * (1.0f + E) * q;
+  const float y2 = y * y;
+  float tail = 0.268515f;  // fitted to 2/3 + 2/5 * y2 + ..., to 4e-7 relative
+  tail = tail * y2 + 0.2823662f;
+  tail = tail * y2 + 0.4000756f;
+  tail = tail * y2 + 0.6666664f;
+  const float L = (t > 0 ? t : 0.0f) * kLn2 + (2.0f * y + y * y2 * tail);
+  const float p = exp2_neg(L * (kLb * inv_lam));
+  const bool is_left = t > 0;
+  const float s = (is_left ? inverse : E * inverse) * inv_lam;
+  const float gp = grad * p;
+  const float gpz = gp * z;
+  const float gpzs = gpz * s;
+  *grad_z = gp + gpzs * (kLn2 * lb_kappa);
+  if (kNeedParams) {
+    // E^2 alone may be below all numbers where E^2 / lam^2 is not.
+    const float e = E * inv_lam, v = y * inv_lam;
+    const float m = e * e * q + v * v * (y * tail);
+    *lam = gpz * (is_left ? (L * inv_lam - s) * inv_lam : m);
+    *kappa = gpzs * z;
+  }
+}
+
+template <Sum kSum, bool kNeedParams, typename T>
+inline __attribute__((always_inline)) void backward_block(
+    const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,
+    const Coefficients c, Index n, double* sums) {
+  float lam = 0, kappa = 0, shift = 0, scale = 0, residual_scale = 0;
+  const float lb_lam = *c.lb_lam, inv_lam = *c.inv_lam, lb_kappa = *c.lb_kappa;
+  const float a = kSum != kPlain ? *c.scale : 1.0f;
+  const float b = kSum == kResidual ? *c.residual_scale : 1.0f;
+#pragma omp simd reduction(+ : lam, kappa, shift, scale, residual_scale)
+  for (Index i = 0; i < n; ++i) {
+    const float z = input<kSum, false>(x, residual, c, i);
+    float gz, gl = 0, gk = 0;
+    gradient<kNeedParams>(z, load(grad[i]), lb_lam, lb_kappa, inv_lam, &gz, &gl, &gk);
+    if (kNeedParams) {
+      lam += gl;
+      kappa += gk;
+    }
+    if (kSum != kPlain) {
+      shift += gz;
+      scale += gz * load(x[i]);
+    }
+    if (kSum == kResidual) {
+      residual_scale += gz * load(residual[i]);
+      store(gz * b, grad_residual + i);
+    }
+    store(gz * a, grad_x + i);
+  }
+  const float found[kSums] = {lam, kappa, shift, scale, residual_scale};
+  for (int i = 0; i < kSums; ++i) sums[i] += found[i];
+}
+
+// Adds to sums[0..4]: lam, kappa, shift, scale, residual_scale.
+template <Sum kSum, bool kNeedParams, typename T>
+void backward_run(const T* x, const T* residual, const T* grad, T* grad_x,
+                  T* grad_residual, const Coefficients c, Index n, double* sums) {
+  Index i = 0;
+  for (; i + kSumBlock <= n; i += kSumBlock) {
+    fetch<kSumBlock>(x + i);
+    fetch<kSumBlock>(grad + i);
+    if (kSum == kResidual) fetch<kSumBlock>(residual + i);
+    backward_block<kSum, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
+                                      grad_residual + i, c, kSumBlock, sums);
+  }
+  backward_block<kSum, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
+                                    grad_residual + i, c, n - i, sums);
+}
+
+// The same with coefficients and sums for each element; sums is (5, n).
+template <Sum kSum, bool kNeedParams, typename T>
+void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
+                   T* grad_residual, const Coefficients c, Index n, float* sums) {
+#pragma omp simd
+  for (Index i = 0; i < n; ++i) {
+    const float z = input<kSum, true>(x, residual, c, i);
+    float gz, gl = 0, gk = 0;
+    gradient<kNeedParams>(z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i], c.inv_lam[i],
+                          &gz, &gl, &gk);
+    if (kNeedParams) {
+      sums[i] += gl;
+      sums[n + i] += gk;
+    }
+    if (kSum != kPlain) {
+      sums[2 * n + i] += gz;
+      sums[3 * n + i] += gz * load(x[i]);
+    }
+    if (kSum == kResidual) {
+      sums[4 * n + i] += gz * load(residual[i]);
+      store(gz * c.residual_scale[i], grad_residual + i);
+    }
+    store(gz * (kSum != kPlain ? c.scale[i] : 1.0f), grad_x + i);
+  }
+}
+
+struct Call {
+  const void *x, *residual, *grad;
+  void *out, *grad_residual;
+  const float *lb_lam, *inv_lam, *lb_kappa, *scale, *shift, *residual_scale;
+  double* sums;  // (5, batch, channels)
+  Index batch, channels, inner;
+  // channels_last: memory is (batch, inner, channels), else (batch, channels, inner).
+  std::int32_t channels_last, sum, need_params, threads, backward;
+
+  Coefficients coefficients() const {
+    return {lb_lam, inv_lam, lb_kappa, scale, shift, residual_scale};
+  }
+};
+
+template <typename T>
+const T* offset(const void* p, Index by) {
+  return p ? static_cast<const T*>(p) + by : nullptr;
+}
+template <typename T>
+T* offset(void* p, Index by) {
+  return p ? static_cast<T*>(p) + by : nullptr;
+}
+
+// Runs of elements that share a channel.
+template <Sum kSum, bool kNeedParams, typename T>
+void by_runs(const Call& call) {
+  const Index rows = call.batch * call.channels;
+  const Index per_row = (call.inner + kChunk - 1) / kChunk;
+  std::vector<double> partial(call.backward ? rows * per_row * kSums : 0);
+#pragma omp parallel num_threads(call.threads)
+  {
+    FlushSubnormals flush;
+#pragma omp for schedule(static)
+    for (Index chunk = 0; chunk < rows * per_row; ++chunk) {
+      const Index row = chunk / per_row, begin = chunk % per_row * kChunk;
+      const Index n = std::min(kChunk, call.inner - begin);
+      const Index from = row * call.inner + begin;
+      const Coefficients c = call.coefficients().at(row % call.channels, row);
+      const T *x = offset<T>(call.x, from), *residual = offset<T>(call.residual, from);
+      T* out = offset<T>(call.out, from);
+      if (call.backward) {
+        backward_run<kSum, kNeedParams>(x, residual, offset<T>(call.grad, from), out,
+                                        offset<T>(call.grad_residual, from), c, n,
+                                        partial.data() + chunk * kSums);
+      } else {
+        forward_run<kSum, false>(x, residual, out, c, n);
+      }
+    }
+  }
+  for (Index chunk = 0; call.backward && chunk < rows * per_row; ++chunk)
+    for (int i = 0; i < kSums; ++i)
+      call.sums[i * rows + chunk / per_row] += partial[chunk * kSums + i];
+}
+
+// Channels lie side by side.
+template <Sum kSum, bool kNeedParams, typename T>
+void by_pixels(const Call& call) {
+  const Index C = call.channels;
+  const Index wanted = std::max<Index>(kChunk / C, 1);
+  const Index most = std::max<Index>(kMaxChunks / call.batch, 1);
+  const Index pixels = std::max(wanted, (call.inner + most - 1) / most);
+  const Index per_image = (call.inner + pixels - 1) / pixels;
+  const Index chunks = call.batch * per_image;
+  std::vector<float> partial(call.backward ? chunks * kSums * C : 0);
+#pragma omp parallel num_threads(call.threads)
+  {
+    FlushSubnormals flush;
+#pragma omp for schedule(static)
+    for (Index chunk = 0; chunk < chunks; ++chunk) {
+      const Index image = chunk / per_image, begin = chunk % per_image * pixels;
+      const Index end = std::min(begin + pixels, call.inner);
+      const Coefficients c = call.coefficients().at(0, image * C);
+      for (Index pixel = begin; pixel < end; ++pixel) {
+        const Index from = (image * call.inner + pixel) * C;
+        const T *x = offset<T>(call.x, from);
+        const T *residual = offset<T>(call.residual, from);
+        T* out = offset<T>(call.out, from);
+        if (call.backward) {
+          backward_each<kSum, kNeedParams>(
+              x, residual, offset<T>(call.grad, from), out,
+              offset<T>(call.grad_residual, from), c, C,
+              partial.data() + chunk * kSums * C);
+        } else {
+          forward_run<kSum, true>(x, residual, out, c, C);
+        }
+      }
+    }
+  }
+  for (Index chunk = 0; call.backward && chunk < chunks; ++chunk)
+    for (int i = 0; i < kSums; ++i)
+      for (Index channel = 0; channel < C; ++channel)
+        call.sums[(i * call.batch + chunk / per_image) * C + channel] +=
+            partial[(chunk * kSums + i) * C + channel];
+}
+
+template <Sum kSum, typename T>
+void by_layout(const Call& call) {
+  if (call.need_params)
+    call.channels_last ? by_pixels<kSum, true, T>(call) : by_runs<kSum, true, T>(call);
+  else
+    call.channels_last ? by_pixels<kSum, false, T>(call)
+                       : by_runs<kSum, false, T>(call);
+}
+
+template <typename T>
+void by_sum(const Call& call) {
+  if (call.sum == kPlain) by_layout<kPlain, T>(call);
+  if (call.sum == kAffine) by_layout<kAffine, T>(call);
+  if (call.sum == kResidual) by_layout<kResidual, T>(call);
+}
+
+}  // namespace
+
+extern "C" void apa_mmdet_aglu_float32(const Call* call) { by_sum<float>(*call); }
+extern "C" void apa_mmdet_aglu_bfloat16(const Call* call) { by_sum<BFloat16>(*call); }
