@@ -1,0 +1,218 @@
+"""Measure training steps of whole detectors in turn: time, and memory for backward.
+
+    python tools/analysis_tools/benchmark_train_step.py \
+        configs/lvis/mask_rcnn_r50_relu_backbone.py configs/lvis/mask_rcnn_r50_apa.py
+
+Ratios are to the first config. Weights are random, images and annotations made up; the
+models take a step each, round after round in one process, and the medians of the
+rounds' ratios count. Bytes saved are those of the distinct storages that autograd
+keeps, parameters and buffers left out. Writes benchmark_train_step.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+import apa_mmdet  # noqa: F401  registers everything
+
+sys.path.insert(0, str(Path(__file__).parent))
+from benchmark_activation import hardware, ratio, synchronize  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("--batch", type=int, default=2, help="images")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(320, 320), help="height and width"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="medians of so many")
+    parser.add_argument(
+        "--backbone", action="store_true", help="measure the backbones alone"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    args = parser.parse_args()
+    for path in args.configs:
+        if not os.path.isfile(path):
+            parser.error(f"CONFIG {path}: no such file")
+    for name in ("batch", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected at least 1")
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def without_weights(cfg: object) -> None:
+    """Drop every init_cfg that would read a file."""
+    for value in cfg.values() if isinstance(cfg, dict) else cfg:
+        if isinstance(value, (dict, list, tuple)):
+            without_weights(value)
+    if isinstance(cfg, dict):
+        init = cfg.get("init_cfg")
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            cfg["init_cfg"] = None
+
+
+class Step:
+    """A detector, or its backbone, that takes training steps on one batch."""
+
+    def __init__(self, path: str, args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        cfg = Config.fromfile(path)
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+        without_weights(cfg.model)
+        model = MODELS.build(cfg.model)
+        for module in model.modules():
+            if hasattr(module, "class_frequency"):
+                module.class_frequency.fill_(0.01)
+        model.init_weights()
+        data = demo_mm_inputs(
+            args.batch, [[3, *args.size]] * args.batch, num_classes=40, with_mask=True
+        )
+        model = model.to(args.device).train()
+        self.data = model.data_preprocessor(data, True)
+        self.model = model.backbone if args.backbone else model
+        self.is_backbone = args.backbone
+
+    def loss(self) -> Tensor:
+        """Return the loss of one forward pass."""
+        if self.is_backbone:
+            return sum(level.mean() for level in self.model(self.data["inputs"]))
+        losses = self.model(**self.data, mode="loss")
+        return sum(
+            part.mean()
+            for name, value in losses.items()
+            if "loss" in name
+            for part in (value if isinstance(value, list) else [value])
+        )
+
+    def __call__(self) -> None:
+        """Take a step, without an optimizer's update."""
+        torch.manual_seed(1)  # the same proposals are sampled
+        self.model.zero_grad(set_to_none=True)
+        self.loss().backward()
+
+    def saved_bytes(self) -> int:
+        """Return the bytes that autograd keeps for backward."""
+        return saved_bytes(self.model, self.loss)
+
+
+def saved_bytes(model: nn.Module, forward) -> int:
+    """Return the bytes of distinct storages kept, parameters and buffers left out."""
+    own = [*model.parameters(), *model.buffers()]
+    seen = {tensor.untyped_storage().data_ptr(): None for tensor in own}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        # Kept alive, so that no address is used again.
+        seen.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward()
+    return sum(entry[0] for entry in seen.values() if entry)
+
+
+def peak_memory(step: Step, device: str) -> int | None:
+    """Return the most memory held in a step: of the device, or of the process."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    step()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw time and bytes as bars, the first config as 1."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [row["config"] for row in rows]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 1 + 0.45 * len(rows)), layout="constrained", sharey=True
+    )
+    for axis, key, title in zip(
+        axes, ("time_ratio", "saved_ratio"), ("time of a step", "saved for backward")
+    ):
+        bars = axis.barh(names, [row[key] for row in rows])
+        axis.bar_label(bars, fmt="%.3f", padding=2)
+        axis.margins(x=0.15)
+        axis.set(title=f"{title}, the first = 1")
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure, write and print."""
+    args = parse_args()
+    steps = [Step(path, args) for path in args.configs]
+    saved = [step.saved_bytes() for step in steps]
+    times = [[] for _ in steps]
+    for number in range(args.rounds + 2):
+        for step, found in zip(steps, times):
+            synchronize(args.device)
+            start = time.perf_counter()
+            step()
+            synchronize(args.device)
+            if number >= 2:  # the first rounds warm up
+                found.append(time.perf_counter() - start)
+    rows = [
+        dict(
+            config=Path(path).stem,
+            part="backbone" if args.backbone else "detector",
+            seconds=statistics.median(found),
+            time_ratio=ratio(found, times[0]),
+            saved_mib=kept / 2**20,
+            saved_ratio=kept / saved[0],
+            peak_mib=(peak_memory(step, args.device) or 0) / 2**20 or None,
+        )
+        for path, step, found, kept in zip(args.configs, steps, times, saved)
+    ]
+    what = dict(batch=args.batch, size=list(args.size), rounds=args.rounds)
+    machine = hardware(args.device)
+    path = args.out / "benchmark_train_step.json"
+    path.write_text(json.dumps(dict(machine=machine, **what, rows=rows), indent=1))
+    plot(rows, path.with_suffix(".png"))
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(f"{args.batch} x 3 x {args.size[0]} x {args.size[1]}, {rows[0]['part']}")
+    head = ("step s", "ratio", "saved MiB", "ratio", "peak MiB")
+    print(f"{'config':36}" + "".join(f"{name:>11}" for name in head))
+    for row in rows:
+        peak = f"{row['peak_mib']:11.0f}" if row["peak_mib"] else f"{'-':>11}"
+        print(
+            f"{row['config']:36}{row['seconds']:11.3f}{row['time_ratio']:11.3f}"
+            f"{row['saved_mib']:11.1f}{row['saved_ratio']:11.3f}{peak}"
+        )
+    print(f"written: {path} and {path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    main()
