@@ -6,7 +6,9 @@
 Ratios are to the first config. Weights are random, images and annotations made up; the
 models take a step each, round after round in one process, and the medians of the
 rounds' ratios count. Bytes saved are those of the distinct storages that autograd
-keeps, parameters and buffers left out. Writes benchmark_train_step.json and .png.
+keeps, parameters and buffers left out. Two-stage detectors with random weights differ
+in their proposals, and the work on them with them: compare the backbones alone
+(--backbone) where only those differ. Writes benchmark_train_step.json and .png.
 """
 
 from __future__ import annotations
