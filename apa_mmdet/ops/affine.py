@@ -122,7 +122,7 @@ class _AffineAGLU(Function):
             if residual_shift is not None:
                 shift = shift + residual_shift
             return cpu_kernels.forward(
-                x, lam, kappa, axis, scale, shift, residual, residual_scale
+                "aglu", x, lam, kappa, axis, scale, shift, residual, residual_scale
             )
         total = _sum(x, scale, shift, residual, residual_scale, residual_shift)
         return value("aglu", total, lam, kappa, axis).to(x.dtype)
@@ -170,6 +170,7 @@ def _compiled_gradients(saved, grad_output, needs, axis):
     if residual_shift is not None:
         shift = shift + residual_shift
     grad_x, grad_residual, sums = cpu_kernels.backward(
+        "aglu",
         x,
         lam,
         kappa,

@@ -1,6 +1,7 @@
-// AGLU on a CPU, forward and backward in one pass over memory each.
+// AGLU and APA on a CPU, forward and backward in one pass over memory each.
 //
-// y = z * APA(z), z = x, or scale * x + shift, or the same + residual_scale * residual.
+// y = APA(x), or z * APA(z) with z = x, or scale * x + shift, or the same +
+// residual_scale * residual.
 // Notation as in formula.py. With t = ln(lam) - kappa * z and E = exp(-|t|):
 //
 //   L = max(t, 0) + ln(1 + E), APA = exp(-L / lam)
@@ -82,8 +83,8 @@ inline float exp2_neg(float x) {
   return x < kFar ? p : 0.0f;
 }
 
-// AGLU(z). ln(1 + E) is a polynomial of degree 9 on [0, 1], to 5e-8 relative.
-inline float aglu(float z, float lb_lam, float lb_kappa, float inv_lam) {
+// APA(z). ln(1 + E) is a polynomial of degree 9 on [0, 1], to 5e-8 relative.
+inline float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   const float t = lb_lam - lb_kappa * z;  // in base 2, as L
   const float E = exp2_neg(t < 0 ? -t : t);
   float L = 0.007395402f;
@@ -96,10 +97,11 @@ inline float aglu(float z, float lb_lam, float lb_kappa, float inv_lam) {
   L = L * E - 0.7213395f;
   L = L * E + 1.442695f;
   L = L * E + (t > 0 ? t : 0.0f);
-  return z * exp2_neg(L * inv_lam);
+  return exp2_neg(L * inv_lam);
 }
 
-enum Sum { kPlain, kAffine, kResidual };
+// What is computed; as in cpu_kernels.py. From kAffine on, x is scaled and shifted.
+enum Form { kApa, kAglu, kAffine, kResidual };
 
 // Coefficients of a run of elements: one value each, or one per element.
 struct Coefficients {
@@ -111,12 +113,12 @@ struct Coefficients {
   }
 };
 
-template <Sum kSum, bool kEach, typename T>
+template <Form kForm, bool kEach, typename T>
 inline float input(const T* x, const T* residual, const Coefficients& c, Index i) {
   const Index k = kEach ? i : 0;
   float z = load(x[i]);
-  if (kSum != kPlain) z = c.scale[k] * z + c.shift[k];
-  if (kSum == kResidual) z += c.residual_scale[k] * load(residual[i]);
+  if (kForm >= kAffine) z = c.scale[k] * z + c.shift[k];
+  if (kForm == kResidual) z += c.residual_scale[k] * load(residual[i]);
   return z;
 }
 
@@ -130,30 +132,31 @@ inline void fetch(const T* from) {
     __builtin_prefetch(from + kAhead + i);
 }
 
-template <Sum kSum, bool kEach, typename T>
+template <Form kForm, bool kEach, typename T>
 inline __attribute__((always_inline)) void forward_block(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
     const Index k = kEach ? i : 0;
-    const float z = input<kSum, kEach>(x, residual, c, i);
-    store(aglu(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]), out + i);
+    const float z = input<kForm, kEach>(x, residual, c, i);
+    const float p = apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
+    store(kForm == kApa ? p : z * p, out + i);
   }
 }
 
-template <Sum kSum, bool kEach, typename T>
+template <Form kForm, bool kEach, typename T>
 void forward_run(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
-  if (kEach) return forward_block<kSum, kEach>(x, residual, out, c, n);
+  if (kEach) return forward_block<kForm, kEach>(x, residual, out, c, n);
   Index i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     fetch<kBlock>(x + i);
-    if (kSum == kResidual) fetch<kBlock>(residual + i);
-    forward_block<kSum, kEach>(x + i, residual + i, out + i, c, kBlock);
+    if (kForm == kResidual) fetch<kBlock>(residual + i);
+    forward_block<kForm, kEach>(x + i, residual + i, out + i, c, kBlock);
   }
-  forward_block<kSum, kEach>(x + i, residual + i, out + i, c, n - i);
+  forward_block<kForm, kEach>(x + i, residual + i, out + i, c, n - i);
 }
 
 // Gradients of z, and of each element's lam and kappa.
-template <bool kNeedParams>
+template <Form kForm, bool kNeedParams>
 inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
                      float* grad_z, float* lam, float* kappa) {
   constexpr float kLn2 = 0.6931472f, kLb = 1.442695f;
@@ -173,9 +176,9 @@ inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float in
   const bool is_left = t > 0;
   const float s = (is_left ? inverse : E * inverse) * inv_lam;
   const float gp = grad * p;
-  const float gpz = gp * z;
+  const float gpz = kForm == kApa ? gp : gp * z;
   const float gpzs = gpz * s;
-  *grad_z = gp + gpzs * (kLn2 * lb_kappa);
+  *grad_z = (kForm == kApa ? 0.0f : gp) + gpzs * (kLn2 * lb_kappa);
   if (kNeedParams) {
     // E^2 alone may be below all numbers where E^2 / lam^2 is not.
     const float e = E * inv_lam, v = y * inv_lam;
@@ -185,28 +188,28 @@ inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float in
   }
 }
 
-template <Sum kSum, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, typename T>
 inline __attribute__((always_inline)) void backward_block(
     const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,
     const Coefficients c, Index n, double* sums) {
   float lam = 0, kappa = 0, shift = 0, scale = 0, residual_scale = 0;
   const float lb_lam = *c.lb_lam, inv_lam = *c.inv_lam, lb_kappa = *c.lb_kappa;
-  const float a = kSum != kPlain ? *c.scale : 1.0f;
-  const float b = kSum == kResidual ? *c.residual_scale : 1.0f;
+  const float a = kForm >= kAffine ? *c.scale : 1.0f;
+  const float b = kForm == kResidual ? *c.residual_scale : 1.0f;
 #pragma omp simd reduction(+ : lam, kappa, shift, scale, residual_scale)
   for (Index i = 0; i < n; ++i) {
-    const float z = input<kSum, false>(x, residual, c, i);
+    const float z = input<kForm, false>(x, residual, c, i);
     float gz, gl = 0, gk = 0;
-    gradient<kNeedParams>(z, load(grad[i]), lb_lam, lb_kappa, inv_lam, &gz, &gl, &gk);
+    gradient<kForm, kNeedParams>(z, load(grad[i]), lb_lam, lb_kappa, inv_lam, &gz, &gl, &gk);
     if (kNeedParams) {
       lam += gl;
       kappa += gk;
     }
-    if (kSum != kPlain) {
+    if (kForm >= kAffine) {
       shift += gz;
       scale += gz * load(x[i]);
     }
-    if (kSum == kResidual) {
+    if (kForm == kResidual) {
       residual_scale += gz * load(residual[i]);
       store(gz * b, grad_residual + i);
     }
@@ -217,44 +220,44 @@ inline __attribute__((always_inline)) void backward_block(
 }
 
 // Adds to sums[0..4]: lam, kappa, shift, scale, residual_scale.
-template <Sum kSum, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, typename T>
 void backward_run(const T* x, const T* residual, const T* grad, T* grad_x,
                   T* grad_residual, const Coefficients c, Index n, double* sums) {
   Index i = 0;
   for (; i + kSumBlock <= n; i += kSumBlock) {
     fetch<kSumBlock>(x + i);
     fetch<kSumBlock>(grad + i);
-    if (kSum == kResidual) fetch<kSumBlock>(residual + i);
-    backward_block<kSum, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
+    if (kForm == kResidual) fetch<kSumBlock>(residual + i);
+    backward_block<kForm, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
                                       grad_residual + i, c, kSumBlock, sums);
   }
-  backward_block<kSum, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
+  backward_block<kForm, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
                                     grad_residual + i, c, n - i, sums);
 }
 
 // The same with coefficients and sums for each element; sums is (5, n).
-template <Sum kSum, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, typename T>
 void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
                    T* grad_residual, const Coefficients c, Index n, float* sums) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
-    const float z = input<kSum, true>(x, residual, c, i);
+    const float z = input<kForm, true>(x, residual, c, i);
     float gz, gl = 0, gk = 0;
-    gradient<kNeedParams>(z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i], c.inv_lam[i],
+    gradient<kForm, kNeedParams>(z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i], c.inv_lam[i],
                           &gz, &gl, &gk);
     if (kNeedParams) {
       sums[i] += gl;
       sums[n + i] += gk;
     }
-    if (kSum != kPlain) {
+    if (kForm >= kAffine) {
       sums[2 * n + i] += gz;
       sums[3 * n + i] += gz * load(x[i]);
     }
-    if (kSum == kResidual) {
+    if (kForm == kResidual) {
       sums[4 * n + i] += gz * load(residual[i]);
       store(gz * c.residual_scale[i], grad_residual + i);
     }
-    store(gz * (kSum != kPlain ? c.scale[i] : 1.0f), grad_x + i);
+    store(gz * (kForm >= kAffine ? c.scale[i] : 1.0f), grad_x + i);
   }
 }
 
@@ -265,7 +268,7 @@ struct Call {
   double* sums;  // (5, batch, channels)
   Index batch, channels, inner;
   // channels_last: memory is (batch, inner, channels), else (batch, channels, inner).
-  std::int32_t channels_last, sum, need_params, threads, backward;
+  std::int32_t channels_last, form, need_params, threads, backward;
 
   Coefficients coefficients() const {
     return {lb_lam, inv_lam, lb_kappa, scale, shift, residual_scale};
@@ -282,7 +285,7 @@ T* offset(void* p, Index by) {
 }
 
 // Runs of elements that share a channel.
-template <Sum kSum, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, typename T>
 void by_runs(const Call& call) {
   const Index rows = call.batch * call.channels;
   const Index per_row = (call.inner + kChunk - 1) / kChunk;
@@ -299,11 +302,11 @@ void by_runs(const Call& call) {
       const T *x = offset<T>(call.x, from), *residual = offset<T>(call.residual, from);
       T* out = offset<T>(call.out, from);
       if (call.backward) {
-        backward_run<kSum, kNeedParams>(x, residual, offset<T>(call.grad, from), out,
+        backward_run<kForm, kNeedParams>(x, residual, offset<T>(call.grad, from), out,
                                         offset<T>(call.grad_residual, from), c, n,
                                         partial.data() + chunk * kSums);
       } else {
-        forward_run<kSum, false>(x, residual, out, c, n);
+        forward_run<kForm, false>(x, residual, out, c, n);
       }
     }
   }
@@ -313,7 +316,7 @@ void by_runs(const Call& call) {
 }
 
 // Channels lie side by side.
-template <Sum kSum, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, typename T>
 void by_pixels(const Call& call) {
   const Index C = call.channels;
   const Index wanted = std::max<Index>(kChunk / C, 1);
@@ -336,12 +339,12 @@ void by_pixels(const Call& call) {
         const T *residual = offset<T>(call.residual, from);
         T* out = offset<T>(call.out, from);
         if (call.backward) {
-          backward_each<kSum, kNeedParams>(
+          backward_each<kForm, kNeedParams>(
               x, residual, offset<T>(call.grad, from), out,
               offset<T>(call.grad_residual, from), c, C,
               partial.data() + chunk * kSums * C);
         } else {
-          forward_run<kSum, true>(x, residual, out, c, C);
+          forward_run<kForm, true>(x, residual, out, c, C);
         }
       }
     }
@@ -353,23 +356,24 @@ void by_pixels(const Call& call) {
             partial[(chunk * kSums + i) * C + channel];
 }
 
-template <Sum kSum, typename T>
+template <Form kForm, typename T>
 void by_layout(const Call& call) {
   if (call.need_params)
-    call.channels_last ? by_pixels<kSum, true, T>(call) : by_runs<kSum, true, T>(call);
+    call.channels_last ? by_pixels<kForm, true, T>(call) : by_runs<kForm, true, T>(call);
   else
-    call.channels_last ? by_pixels<kSum, false, T>(call)
-                       : by_runs<kSum, false, T>(call);
+    call.channels_last ? by_pixels<kForm, false, T>(call)
+                       : by_runs<kForm, false, T>(call);
 }
 
 template <typename T>
-void by_sum(const Call& call) {
-  if (call.sum == kPlain) by_layout<kPlain, T>(call);
-  if (call.sum == kAffine) by_layout<kAffine, T>(call);
-  if (call.sum == kResidual) by_layout<kResidual, T>(call);
+void by_form(const Call& call) {
+  if (call.form == kApa) by_layout<kApa, T>(call);
+  if (call.form == kAglu) by_layout<kAglu, T>(call);
+  if (call.form == kAffine) by_layout<kAffine, T>(call);
+  if (call.form == kResidual) by_layout<kResidual, T>(call);
 }
 
 }  // namespace
 
-extern "C" void apa_mmdet_aglu_float32(const Call* call) { by_sum<float>(*call); }
-extern "C" void apa_mmdet_aglu_bfloat16(const Call* call) { by_sum<BFloat16>(*call); }
+extern "C" void apa_mmdet_float32(const Call* call) { by_form<float>(*call); }
+extern "C" void apa_mmdet_bfloat16(const Call* call) { by_form<BFloat16>(*call); }

@@ -33,8 +33,13 @@ _GRAIN = 1 << 15
 # ln(lam) must not dwarf kappa * x, or rounding t would spoil exp(t).
 _LAM_RANGE = (1e-4, 1e4)
 _LB_E = math.log2(math.e)
+NAMES = ("apa", "aglu")
 DTYPES = (torch.float32, torch.bfloat16)
 _PARAM_DTYPES = (*DTYPES, torch.float16)
+
+
+# ``enum Form`` of the source: APA, AGLU, and AGLU of a sum of one or two terms.
+_APA, _AGLU, _AFFINE, _RESIDUAL = range(4)
 
 
 class _Call(ctypes.Structure):
@@ -47,7 +52,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("scale", "shift", "residual_scale")),
         ("sums", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "channels", "inner")),
-        *((name, ctypes.c_int32) for name in ("channels_last", "sum", "need_params")),
+        *((name, ctypes.c_int32) for name in ("channels_last", "form", "need_params")),
         *((name, ctypes.c_int32) for name in ("threads", "backward")),
     ]
 
@@ -108,7 +113,7 @@ def library() -> ctypes.CDLL:
             f"XDG_CACHE_HOME to a folder that can be written"
         ) from error
     for dtype in ("float32", "bfloat16"):
-        function = getattr(loaded, f"apa_mmdet_aglu_{dtype}")
+        function = getattr(loaded, f"apa_mmdet_{dtype}")
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
     return loaded
 
@@ -148,7 +153,9 @@ def _is_channels_last(x: Tensor) -> bool:
 class _Prepared:
     """A call's layout, and its coefficients as float32 arrays."""
 
-    def __init__(self, x, lam, kappa, axis, scale, shift, residual, residual_scale):
+    def __init__(
+        self, name, x, lam, kappa, axis, scale, shift, residual, residual_scale
+    ):
         per_channel = lam.numel() > 1 or kappa.numel() > 1 or scale is not None
         self.call = call = _Call()
         if per_channel:
@@ -161,7 +168,9 @@ class _Prepared:
                 call.batch, call.inner, call.channels_last = 1, call.batch, 1
         else:
             call.channels, call.batch, call.inner = 1, 1, x.numel()
-        call.sum = (scale is not None) + (residual is not None)
+        call.form = _APA if name == "apa" else _AGLU
+        if scale is not None:
+            call.form = _AFFINE if residual is None else _RESIDUAL
         self.shape = call.batch, call.channels
         if scale is not None and scale.dim() == 2 and call.batch == 1 != len(scale):
             # 1 x 1 maps of several images: as many images of one pixel.
@@ -205,7 +214,7 @@ class _Prepared:
         call.threads = min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
         if x.numel():
             name = str(x.dtype).removeprefix("torch.")
-            getattr(library(), f"apa_mmdet_aglu_{name}")(ctypes.byref(call))
+            getattr(library(), f"apa_mmdet_{name}")(ctypes.byref(call))
 
 
 def _around(x: Tensor, axis: int) -> tuple[int, int]:
@@ -227,6 +236,7 @@ def _like(tensor: Tensor, x: Tensor) -> Tensor:
 
 
 def forward(
+    name: str,
     x: Tensor,
     lam: Tensor,
     kappa: Tensor,
@@ -236,9 +246,12 @@ def forward(
     residual: Tensor | None = None,
     residual_scale: Tensor | None = None,
 ) -> Tensor:
-    """Return ``AGLU(scale * x + shift + residual_scale * residual)`` like ``x``.
+    """Return ``APA(x)`` or ``AGLU(scale * x + shift + residual_scale * residual)``.
+
+    The result has the layout and dtype of ``x``.
 
     Args:
+        name: ``'apa'``, which takes no scale, or ``'aglu'``.
         x: What :func:`applies` accepts.
         lam: Shape (1,) or (C,).
         kappa: Shape (1,) or (C,).
@@ -248,7 +261,9 @@ def forward(
         residual: The shape of ``x``, or None.
         residual_scale: Shape (C,), or None for 1.
     """
-    prepared = _Prepared(x, lam, kappa, axis, scale, shift, residual, residual_scale)
+    prepared = _Prepared(
+        name, x, lam, kappa, axis, scale, shift, residual, residual_scale
+    )
     out = torch.empty_like(x)
     residual = None if residual is None else _like(residual, x)
     prepared.run(x, out=out, residual=residual)
@@ -256,6 +271,7 @@ def forward(
 
 
 def backward(
+    name: str,
     x: Tensor,
     lam: Tensor,
     kappa: Tensor,
@@ -275,7 +291,9 @@ def backward(
 
     Other arguments are those of :func:`forward`.
     """
-    prepared = _Prepared(x, lam, kappa, axis, scale, shift, residual, residual_scale)
+    prepared = _Prepared(
+        name, x, lam, kappa, axis, scale, shift, residual, residual_scale
+    )
     grad_x = torch.empty_like(x)
     residual = None if residual is None else _like(residual, x)
     grad_residual = None if residual is None else torch.empty_like(x)

@@ -145,9 +145,9 @@ class _Activation(Function):
     def forward(ctx, x, lam, kappa, name, axis):
         ctx.save_for_backward(x, lam, kappa)
         ctx.name, ctx.axis = name, axis
-        ctx.compiled = name == "aglu" and is_compiled(x, lam, kappa)
+        ctx.compiled = name in cpu_kernels.NAMES and is_compiled(x, lam, kappa)
         if ctx.compiled:
-            return cpu_kernels.forward(x, lam, kappa, axis)
+            return cpu_kernels.forward(name, x, lam, kappa, axis)
         return value(name, x, lam, kappa, axis)
 
     @staticmethod
@@ -156,15 +156,17 @@ class _Activation(Function):
         needs = ctx.needs_input_grad[:3]
         with torch.no_grad():
             if ctx.compiled:
-                grads = _compiled_gradients(*saved, grad_output, needs, ctx.axis)
+                grads = _compiled_gradients(
+                    ctx.name, *saved, grad_output, needs, ctx.axis
+                )
             else:
                 grads = gradients(ctx.name, *saved, grad_output, needs, ctx.axis)
         return *first_order_only(saved, grads), None, None
 
 
-def _compiled_gradients(x, lam, kappa, grad_output, needs, axis):
+def _compiled_gradients(name, x, lam, kappa, grad_output, needs, axis):
     grad_x, _, sums = cpu_kernels.backward(
-        x, lam, kappa, grad_output, axis, need_params=needs[1] or needs[2]
+        name, x, lam, kappa, grad_output, axis, need_params=needs[1] or needs[2]
     )
     return (
         grad_x if needs[0] else None,

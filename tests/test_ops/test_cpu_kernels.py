@@ -6,7 +6,14 @@ import sys
 import pytest
 import torch
 
-from apa_mmdet.ops import affine_aglu, aglu, cpu_kernels, formula, use_implementation
+from apa_mmdet.ops import (
+    affine_aglu,
+    aglu,
+    apa,
+    cpu_kernels,
+    formula,
+    use_implementation,
+)
 from apa_mmdet.ops.implementation import is_compiled
 
 N, C, H, W = 2, 40, 9, 31  # rows of 279: full blocks, and a rest
@@ -41,12 +48,14 @@ def run(function, tensors, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("params", [1, C])
-def test_equals_plain_torch(layout, params):
+@pytest.mark.parametrize("function", [aglu, apa])
+def test_equals_plain_torch(layout, params, function):
     tensors = draw(layout, params)
     with use_implementation("compiled"):
-        found = run(aglu, tensors, torch.float32)
-    assert found[0].stride() == aglu(tensors[0].float(), *draw("NCHW", 1)[1:]).stride()
-    expected = run(aglu, tensors, torch.float64)
+        found = run(function, tensors, torch.float32)
+    plain = function(tensors[0].float(), *draw("NCHW", 1)[1:])
+    assert found[0].stride() == plain.stride()
+    expected = run(function, tensors, torch.float64)
     for ours, true in zip(found, expected):
         scale = true.abs().max().item() if true.numel() else 0
         torch.testing.assert_close(ours.double(), true, rtol=2e-6, atol=2e-6 * scale)
@@ -54,11 +63,12 @@ def test_equals_plain_torch(layout, params):
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("params", [1, C])
-def test_bfloat16_is_rounded_once(layout, params):
+@pytest.mark.parametrize("function", [aglu, apa])
+def test_bfloat16_is_rounded_once(layout, params, function):
     tensors = draw(layout, params, torch.bfloat16)
     with use_implementation("compiled"):
-        value, *grads = run(aglu, tensors, torch.bfloat16)
-    true = run(aglu, tensors, torch.float64)
+        value, *grads = run(function, tensors, torch.bfloat16)
+    true = run(function, tensors, torch.float64)
     assert value.dtype == torch.bfloat16
     assert (value == true[0].bfloat16()).float().mean() > 0.99
     for grad, exact in zip(grads, true[1:]):
