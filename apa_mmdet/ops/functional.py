@@ -225,7 +225,29 @@ def _lean_gradients(x, lam, kappa, grad_output, needs):
 
 def _activate(name, x, lam, kappa, channel_dim):
     axis = check(x, lam, kappa, channel_dim)
+    if is_exporting():
+        return exportable(name, x, lam, kappa, axis)
     return _Activation.apply(x, lam, kappa, name, axis)
+
+
+# torch.export says so from torch 2.7 on; before, it sees through the autograd functions.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def is_exporting() -> bool:
+    """Tell whether a graph of plain operations is being recorded to be kept."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or _is_exporting()
+
+
+def exportable(name: str, x: Tensor, lam: Tensor, kappa: Tensor, axis: int) -> Tensor:
+    """Return ``apa``, ``aglu`` or ``log_apa`` in few operations that any format has."""
+    dtype = compute_dtype(x, lam, kappa)
+    lam, kappa = (_broadcast(param, x, axis, dtype) for param in (lam, kappa))
+    log_apa = formula.log_apa_by_few(x.to(dtype), lam, kappa)
+    if name == "log_apa":
+        return log_apa.to(x.dtype)
+    gate = log_apa.exp()
+    return (gate if name == "apa" else x * gate).to(x.dtype)
 
 
 def apa(

@@ -1,5 +1,7 @@
 """Starting values, shapes and errors of the APA and AGLU layers."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 
 import apa_mmdet  # noqa: F401  registers the layers
 from apa_mmdet.layers import AGLU, APA
+from apa_mmdet.ops import aglu
 
 
 @pytest.mark.parametrize(
@@ -116,3 +119,117 @@ def test_leaky_and_bounded_stand_ins(options, twin):
     grad, expected = (torch.autograd.grad(v.sum(), x)[0] for v in (y, expected))
     torch.testing.assert_close(grad, expected, atol=1e-4, rtol=0)
     assert str(options[next(iter(options))]) in repr(activation)
+
+
+CONSTANT = [
+    (AGLU, dict(lam=1, kappa=1), F.silu),
+    (AGLU, dict(lam=1, kappa=1.702), lambda x: x * (1.702 * x).sigmoid()),
+    (APA, dict(lam=1, kappa=1), torch.sigmoid),
+    (APA, dict(lam=1, kappa=-0.5), lambda x: (-0.5 * x).sigmoid()),
+]
+
+
+@pytest.mark.parametrize("layer, init, reference", CONSTANT)
+def test_constants_of_a_sigmoid_become_one(layer, init, reference, monkeypatch):
+    module = layer(init=init, learnable=False)
+    x = torch.linspace(-9, 9, 101)
+    with torch.no_grad():
+        general = layer(init=init)(x)
+        monkeypatch.setattr(layer, "_function", None)  # not to be called
+        assert torch.equal(module(x), reference(x))
+        torch.testing.assert_close(module(x), general)
+
+
+def test_constants_follow_the_parameters():
+    x = torch.linspace(-9, 9, 101)
+    module = AGLU(init="silu", learnable=False)
+    other = AGLU(init=dict(lam=0.3, kappa=2.0), learnable=False)
+    for change in (
+        lambda: module.load_state_dict(other.state_dict()),
+        lambda: module.lambda_param.fill_(0.7),
+        lambda: module.load_state_dict(AGLU(init="silu").state_dict()),
+        lambda: setattr(module, "kappa_param", other.kappa_param),
+    ):
+        with torch.no_grad():
+            change()
+            lam, kappa = module.lambda_param, module.kappa_param
+            torch.testing.assert_close(module(x), aglu(x, lam, kappa))
+    copied = copy.deepcopy(module)
+    torch.testing.assert_close(copied(x), module(x))
+    on_meta = AGLU(init="silu", learnable=False).to("meta").to_empty(device="cpu")
+    on_meta.load_state_dict(other.state_dict())
+    torch.testing.assert_close(on_meta(x), other(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_constants_round_the_result_alone(dtype):
+    x = torch.linspace(-9, 9, 1001).to(dtype)
+    for layer, init, reference in CONSTANT:
+        y = layer(init=init, learnable=False)(x)
+        assert y.dtype == dtype
+        exact = reference(x.double()).to(dtype)
+        assert (y == exact).float().mean() > 0.99, init
+
+
+def test_constants_keep_no_more_for_backward():
+    x = torch.randn(64, 64, requires_grad=True)
+    sizes = []
+
+    def note(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        AGLU(init="gelu", learnable=False)(x).sum().backward()
+    assert sum(sizes) <= x.numel() + 2
+
+
+EXPORTED = [
+    AGLU(),
+    AGLU(num_parameters=8),
+    AGLU(init=dict(lam=0.0, kappa=1.0)),
+    AGLU(init="relu"),
+    AGLU(init=dict(lam=1000.0, kappa=-3.0)),
+    AGLU(negative_slope=0.1, max_value=6.0),
+    AGLU(init="gelu", learnable=False),
+    APA(num_parameters=8, init=dict(lam=(0, 2), kappa=(-1, 1))),
+    APA(init=dict(lam=1e-4, kappa=1.0)),
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("module", EXPORTED, ids=str)
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(module, dynamo, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), module).eval()
+    path = tmp_path / "model.onnx"
+    if dynamo:
+        names = {axis: torch.export.Dim(f"size{axis}", min=1) for axis in (0, 2, 3)}
+        sizes = dict(dynamic_shapes=(names,))
+    else:
+        sizes = dict(dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}})
+    torch.onnx.export(
+        model,
+        (torch.randn(2, 3, 8, 8),),
+        path,
+        input_names=["x"],
+        dynamo=dynamo,
+        **sizes,
+    )
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert "Softplus" not in kinds and len(kinds) > 1
+    if not module.learnable:
+        assert kinds <= {"Conv", "Sigmoid", "Mul", "Constant"}
+    session = onnxruntime.InferenceSession(path)
+    for shape in ((1, 3, 5, 7), (3, 3, 32, 16)):
+        x = 5 * torch.randn(shape)
+        (found,) = session.run(None, {"x": x.numpy()})
+        with torch.no_grad():
+            expected = model(x)
+        torch.testing.assert_close(
+            torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5
+        )

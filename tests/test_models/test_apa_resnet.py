@@ -263,3 +263,33 @@ def test_other_norms_stay_apart(norm):
     model.layer2[0].act1.register_forward_pre_hook(lambda *_: called.append(2))
     model(X)
     assert called == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(dynamo, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = with_statistics(APAResNet(depth=50, norm_eval=True, **se("APA"), **SMALL))
+    model.train()  # statistics fixed, so the norms would be folded in training
+    path = tmp_path / "model.onnx"
+    names = ["c2", "c3", "c4", "c5"]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    torch.onnx.export(
+        model,
+        (X,),
+        path,
+        output_names=names,
+        dynamo=dynamo,
+        training=torch.onnx.TrainingMode.PRESERVE,
+    )
+    session = onnxruntime.InferenceSession(path)
+    found = session.run(names, {session.get_inputs()[0].name: X.numpy()})
+    for ours, expected in zip(found, model(X)):
+        expected = expected.detach()
+        torch.testing.assert_close(
+            torch.from_numpy(ours), expected, rtol=1e-5, atol=1e-5 * expected.max()
+        )
