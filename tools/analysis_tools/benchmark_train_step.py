@@ -1,14 +1,16 @@
 """Measure training steps of whole detectors in turn: time, and memory for backward.
 
-    python tools/analysis_tools/benchmark_train_step.py \
-        configs/lvis/mask_rcnn_r50_relu_backbone.py configs/lvis/mask_rcnn_r50_apa.py
+    python tools/analysis_tools/benchmark_train_step.py CONFIG [CONFIG ...]
+    python tools/analysis_tools/benchmark_train_step.py --relu-twin CONFIG [CONFIG ...]
 
-Ratios are to the first config. Weights are random, images and annotations made up; the
-models take a step each, round after round in one process, and the medians of the
-rounds' ratios count. Bytes saved are those of the distinct storages that autograd
-keeps, parameters and buffers left out. Two-stage detectors with random weights differ
-in their proposals, and the work on them with them: compare the backbones alone
-(--backbone) where only those differ. Writes benchmark_train_step.json and .png.
+Ratios are to the first config or, with --relu-twin, of each config to itself with ReLU
+for AGLU, a sigmoid for each APA gate and SE without LayerNorm and Dropout. Weights are
+random, images and annotations made up; the models that are compared take a step each,
+round after round in one process, and the medians of the rounds' ratios count. With
+random weights two-stage detectors find different proposals; all get those of the
+first, so that their heads do the same work. Bytes saved are those of the distinct
+storages that autograd keeps, parameters and buffers left out. Writes
+benchmark_train_step.json and .png.
 """
 
 from __future__ import annotations
@@ -49,6 +51,12 @@ def parse_args() -> argparse.Namespace:
         "--backbone", action="store_true", help="measure the backbones alone"
     )
     parser.add_argument(
+        "--relu-twin", action="store_true", help="compare each config with its twin"
+    )
+    parser.add_argument(
+        "--name", default="benchmark_train_step", help="of the files written"
+    )
+    parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
@@ -74,12 +82,56 @@ def without_weights(cfg: object) -> None:
             cfg["init_cfg"] = None
 
 
-class Step:
-    """A detector, or its backbone, that takes training steps on one batch."""
+def relu_twin(cfg: object) -> None:
+    """Put ReLU for AGLU, sigmoid for APA and SE's own form, in place."""
+    values = cfg.values() if isinstance(cfg, dict) else cfg
+    for value in list(values):
+        if isinstance(value, (dict, list, tuple)):
+            relu_twin(value)
+    if not isinstance(cfg, dict):
+        return
+    kind = cfg.get("type")
+    if kind == "APADetector":
+        cfg["type"] = cfg.pop("base_type")
+        for name in ("parts", "types", "activation", "init", "exclude", "gates"):
+            cfg.pop(name, None)
+    elif kind in ("AGLU", "APA"):
+        cfg.clear()
+        cfg.update(dict(type="ReLU") if kind == "AGLU" else dict(type="Sigmoid"))
+    elif kind in ("APASELayer", "APACBAM"):
+        cfg["gate_cfg"] = dict(type="Sigmoid")
+    elif kind in ("APAResNet", "APAResNeXt"):
+        cfg.setdefault("act_cfg", dict(type="ReLU"))
 
-    def __init__(self, path: str, args: argparse.Namespace) -> None:
+
+def share_proposals(rpn: nn.Module, shared: list) -> None:
+    """Let a region proposal network hand on the proposals that came first."""
+    own = rpn.loss_and_predict
+
+    def loss_and_predict(*args, **kwargs):
+        losses, proposals = own(*args, **kwargs)
+        if not shared:
+            shared.extend(found.clone() for found in proposals)
+        return losses, [found.clone() for found in shared]
+
+    rpn.loss_and_predict = loss_and_predict
+
+
+class Step:
+    """A detector, or its backbone, that takes training steps on one batch.
+
+    Args:
+        name: What the tables call it.
+        cfg: The detector's config.
+        args: The command line's.
+        proposals: Empty, and the same list for all steps that are compared.
+    """
+
+    def __init__(
+        self, name: str, cfg: Config, args: argparse.Namespace, proposals: list
+    ) -> None:
         torch.manual_seed(0)
-        cfg = Config.fromfile(path)
+        self.name = name
         init_default_scope(cfg.get("default_scope", "mmdet"))
         without_weights(cfg.model)
         model = MODELS.build(cfg.model)
@@ -91,6 +143,8 @@ class Step:
             args.batch, [[3, *args.size]] * args.batch, num_classes=40, with_mask=True
         )
         model = model.to(args.device).train()
+        if hasattr(model, "roi_head") and hasattr(model, "rpn_head"):
+            share_proposals(model.rpn_head, proposals)
         self.data = model.data_preprocessor(data, True)
         self.model = model.backbone if args.backbone else model
         self.is_backbone = args.backbone
@@ -150,8 +204,8 @@ def peak_memory(step: Step, device: str) -> int | None:
     return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Draw time and bytes as bars, the first config as 1."""
+def plot(rows: list[dict], path: Path, base: str) -> None:
+    """Draw time and bytes as bars, what they are compared with as 1."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -167,15 +221,13 @@ def plot(rows: list[dict], path: Path) -> None:
         bars = axis.barh(names, [row[key] for row in rows])
         axis.bar_label(bars, fmt="%.3f", padding=2)
         axis.margins(x=0.15)
-        axis.set(title=f"{title}, the first = 1")
+        axis.set(title=f"{title}, {base} = 1")
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Measure, write and print."""
-    args = parse_args()
-    steps = [Step(path, args) for path in args.configs]
+def compare(steps: list[Step], args: argparse.Namespace) -> list[dict]:
+    """Return a row of figures for each step, ratios being to the first."""
     saved = [step.saved_bytes() for step in steps]
     times = [[] for _ in steps]
     for number in range(args.rounds + 2):
@@ -186,9 +238,9 @@ def main() -> None:
             synchronize(args.device)
             if number >= 2:  # the first rounds warm up
                 found.append(time.perf_counter() - start)
-    rows = [
+    return [
         dict(
-            config=Path(path).stem,
+            config=step.name,
             part="backbone" if args.backbone else "detector",
             seconds=statistics.median(found),
             time_ratio=ratio(found, times[0]),
@@ -196,15 +248,48 @@ def main() -> None:
             saved_ratio=kept / saved[0],
             peak_mib=(peak_memory(step, args.device) or 0) / 2**20 or None,
         )
-        for path, step, found, kept in zip(args.configs, steps, times, saved)
+        for step, found, kept in zip(steps, times, saved)
     ]
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """Measure the configs together, or each beside its twin."""
+    if not args.relu_twin:
+        shared = []
+        return compare(
+            [
+                Step(Path(path).stem, Config.fromfile(path), args, shared)
+                for path in args.configs
+            ],
+            args,
+        )
+    rows = []
+    for path in args.configs:
+        twin, cfg, shared = Config.fromfile(path), Config.fromfile(path), []
+        relu_twin(twin.model)
+        steps = [
+            Step(name, own, args, shared)
+            for name, own in (("twin", twin), (Path(path).stem, cfg))
+        ]
+        before, after = compare(steps, args)
+        after["twin"] = {key: before[key] for key in ("seconds", "saved_mib")}
+        rows.append(after)
+    return rows
+
+
+def main() -> None:
+    """Measure, write and print."""
+    args = parse_args()
+    rows = measure(args)
     what = dict(batch=args.batch, size=list(args.size), rounds=args.rounds)
     machine = hardware(args.device)
-    path = args.out / "benchmark_train_step.json"
+    path = args.out / f"{args.name}.json"
     path.write_text(json.dumps(dict(machine=machine, **what, rows=rows), indent=1))
-    plot(rows, path.with_suffix(".png"))
+    plot(rows, path.with_suffix(".png"), "ReLU twin" if args.relu_twin else "the first")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{args.batch} x 3 x {args.size[0]} x {args.size[1]}, {rows[0]['part']}")
+    base = "each config's twin" if args.relu_twin else "the first config"
+    sizes = f"{args.batch} x 3 x {args.size[0]} x {args.size[1]}"
+    print(f"{sizes}, {rows[0]['part']}, ratios to {base}")
     head = ("step s", "ratio", "saved MiB", "ratio", "peak MiB")
     print(f"{'config':36}" + "".join(f"{name:>11}" for name in head))
     for row in rows:
