@@ -1,0 +1,230 @@
+"""Train classification heads on one data set, with one budget, and compare them.
+
+Each head of ``configs/lvis/mask_rcnn_r50_<head>_head.py`` (``apa`` itself being
+``mask_rcnn_r50_apa.py``) is put in the place of the base config's head; everything else
+stays: data, backbone, schedule, seeds. Runs that are finished are kept and an
+interrupted one goes on, so the same command continues. The table and the plot are
+written anew after each run.
+
+    python tools/analysis_tools/ablate_heads.py --epochs 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import os.path as osp
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from mmengine.config import Config
+
+import apa_mmdet
+from apa_mmdet.datasets import check_files
+
+ROOT = Path(__file__).parents[2]
+HEADS = (
+    "softmax",
+    "sigmoid",
+    "seesaw",
+    "eqlv2",
+    "gumbel",
+    "apa",
+    "apa_per_class",
+)
+FIGURES = ("AP", "APr", "APc", "APf")
+# What of a box head makes the classifier; the rest of it stays the base config's.
+_CLASSIFIER = ("type", "prior", "loss_cls", "init_cfg", "cls_predictor_cfg")
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        default=str(ROOT / "configs/mini_lvis/mask_rcnn_r18_apa.py"),
+        help="base config, with an APALoss and an LVIS metric (mini-LVIS)",
+    )
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="the budget (the config's)")
+    parser.add_argument("--data-root", help="the data set's folder (the config's)")
+    parser.add_argument("--work-dir", default="work_dirs/ablate_heads")
+    parser.add_argument("--out", help="for JSON and PNG, no ending (WORK_DIR/table)")
+    args = parser.parse_args()
+    if not osp.isfile(args.config):
+        parser.error(f"--config {args.config}: no such file")
+    if args.epochs is not None and args.epochs < 1:
+        parser.error(f"--epochs {args.epochs}: expected 1 or more")
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds {args.seeds}: expected different ones")
+    return args
+
+
+def shorten(cfg: Config, epochs: int) -> None:
+    """Fit an epoch-based schedule to a number of epochs, in place."""
+    whole = cfg.train_cfg.max_epochs
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get("by_epoch", True):
+            for key in ("begin", "end", "T_max"):
+                if key in scheduler:
+                    scheduler[key] = max(round(scheduler[key] * epochs / whole), 0)
+            if "milestones" in scheduler:
+                scheduler.milestones = [
+                    max(round(at * epochs / whole), 1) for at in scheduler.milestones
+                ]
+    cfg.train_cfg.max_epochs = epochs
+
+
+def head_config(base: Config, head: str, seed: int) -> Config:
+    """Return the base config with another classifier and a seed."""
+    name = "mask_rcnn_r50_apa.py" if head == "apa" else f"mask_rcnn_r50_{head}_head.py"
+    source = Config.fromfile(ROOT / "configs/lvis" / name).model.roi_head.bbox_head
+    cfg = Config(base.to_dict())
+    ours = cfg.model.roi_head.bbox_head
+    threshold = ours.loss_cls.rare_threshold
+    for key in _CLASSIFIER:
+        ours.pop(key, None)
+        if key in source:
+            ours[key] = source[key]
+    if "num_classes" in ours.loss_cls:
+        ours.loss_cls.num_classes = ours.num_classes
+    if "rare_threshold" in ours.loss_cls:
+        ours.loss_cls.rare_threshold = threshold
+    cfg.randomness = dict(seed=seed)
+    # One evaluation, at the end, is all that is compared.
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs + 1
+    return cfg
+
+
+def call(tool: str, *arguments: str, log: Path) -> None:
+    """Run one of this folder's tools; its output goes to a file.
+
+    Raises:
+        SystemExit: With the end of that output, if it fails.
+    """
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / tool), *arguments]
+    with log.open("a") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        end = log.read_text()[-3000:]
+        raise SystemExit(f"{end}\n{tool} ended with {code}; all of it is in {log}")
+
+
+def run(cfg: Config, folder: Path) -> dict[str, float]:
+    """Train and test one head, or return what an earlier call found.
+
+    Raises:
+        SystemExit: If the folder holds a run of other settings, or a tool fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config, result = folder / "config.py", folder / "result.json"
+    if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
+        raise SystemExit(
+            f"{folder} holds a run with other settings; remove it, or give another "
+            f"--work-dir"
+        )
+    if result.exists():
+        return json.loads(result.read_text())
+    cfg.dump(config)
+    log = folder / "log.txt"
+    call("train.py", str(config), "--work-dir", str(folder), "--resume", log=log)
+    checkpoint = (folder / "last_checkpoint").read_text().strip()
+    arguments = ("--work-dir", str(folder / "test"))
+    call("test.py", str(config), checkpoint, *arguments, log=log)
+    (found, *_) = sorted((folder / "test").glob("*/*.json"), reverse=True)
+    scalars = json.loads(found.read_text())
+    figures = {
+        f"{kind} {name}": 100 * scalars[f"lvis/{kind}_{name}"]
+        for kind in ("bbox", "segm")
+        if f"lvis/{kind}_AP" in scalars
+        for name in FIGURES
+    }
+    unfinished = result.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(figures))
+    os.replace(unfinished, result)
+    return figures
+
+
+def spread(values: list[float]) -> str:
+    """Return ``mean ± standard deviation``, of one value just itself."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+
+
+def print_table(runs: dict[str, dict[int, dict[str, float]]]) -> None:
+    """Print one row per head: mean and spread over its seeds."""
+    kinds = sorted({name.split()[0] for seeds in runs.values() for name in
+                    next(iter(seeds.values()))}, reverse=True)  # fmt: skip
+    columns = [f"{kind} {name}" for kind in kinds for name in FIGURES]
+    print("| head | seeds | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 2) + "|")
+    for head, seeds in runs.items():
+        cells = [spread([run[name] for run in seeds.values()]) for name in columns]
+        print(f"| {head} | {len(seeds)} | " + " | ".join(cells) + " |")
+
+
+def plot(runs: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """Draw every run as a point, and each head's mean as a bar."""
+    kind = "segm" if "segm AP" in next(iter(next(iter(runs.values())).values())) else (
+        "bbox")  # fmt: skip
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(12, 3.2), sharey=False)
+    for axis, name in zip(axes, FIGURES):
+        for at, seeds in enumerate(runs.values()):
+            values = [run[f"{kind} {name}"] for run in seeds.values()]
+            axis.bar(at, mean(values), color="0.8")
+            axis.plot([at] * len(values), values, "k.", markersize=5)
+        axis.set_xticks(range(len(runs)), list(runs), rotation=60, ha="right")
+        axis.set_title(f"{'mask' if kind == 'segm' else 'box'} {name}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what is missing; print, write and draw what there is."""
+    args = parse_args()
+    base = Config.fromfile(args.config)
+    if args.data_root:
+        apa_mmdet.datasets.set_data_root(base, args.data_root)
+    if args.epochs:
+        shorten(base, args.epochs)
+    try:
+        check_files(base, ("train", "test"))
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
+    configs = {
+        (seed, head): head_config(base, head, seed)
+        for seed in args.seeds
+        for head in args.heads
+    }
+    out = Path(args.out or osp.join(args.work_dir, "table"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    runs: dict[str, dict[int, dict[str, float]]] = {}
+    for (seed, head), cfg in configs.items():
+        found = run(cfg, Path(args.work_dir) / f"{head}-{seed}")
+        runs.setdefault(head, {})[seed] = found
+        print(f"{head}, seed {seed}: {found}", flush=True)
+        about = dict(
+            config=osp.relpath(args.config, ROOT),
+            epochs=base.train_cfg.max_epochs,
+            runs=runs,
+        )
+        out.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        plot(runs, out.with_suffix(".png"))
+    print_table(runs)
+    print(f"{out.with_suffix('.json')}, {out.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
