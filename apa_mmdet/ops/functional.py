@@ -230,7 +230,7 @@ def _activate(name, x, lam, kappa, channel_dim):
     return _Activation.apply(x, lam, kappa, name, axis)
 
 
-# torch.export says so from torch 2.7 on; before, it sees through the autograd functions.
+# torch.export says so from torch 2.7 on; before, it looks into autograd functions.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
