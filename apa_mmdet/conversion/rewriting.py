@@ -43,6 +43,17 @@ class ActivationSites(nn.ModuleDict):
         return self._replaced[0](x)
 
 
+_MIXINS: dict[type, type] = {}
+
+
+def extend(base: type, mixin: type) -> None:
+    """Give instances of exactly ``base`` that are rewritten a mixin on top.
+
+    Its methods may call the rewritten ones by ``super()``.
+    """
+    _MIXINS[base] = mixin
+
+
 def rewrite(module: nn.Module, edits: Iterable[Edit], jumps: Iterable[Jump]) -> None:
     """Route the calls of one module to its sites, by changing its class."""
     module.__class__ = _subclass(type(module), frozenset(edits), frozenset(jumps))
@@ -79,7 +90,13 @@ def _subclass(base: type, edits: frozenset[Edit], jumps: frozenset[Jump]) -> typ
     for jump in jumps:  # what needed no rewriting
         alias = named[jump.target, jump.method]
         namespace.setdefault(alias, vars(jump.target)[jump.method])
-    return type(base.__name__, (base,), namespace)
+    made = type(base.__name__, (base,), namespace)
+    if base not in _MIXINS:
+        return made
+    kept = ("__module__", "__qualname__", "__doc__", "__reduce_ex__", "_made_from")
+    return type(
+        base.__name__, (_MIXINS[base], made), {name: namespace[name] for name in kept}
+    )
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple:

@@ -2,7 +2,8 @@
 
 MMDetection's ``tools/analysis_tools/get_flops.py`` traces the model and looks each
 operation up in a table of MMEngine's. The activations are one operation there, a
-``torch.autograd.Function``, which the table does not have by itself.
+``torch.autograd.Function``, which the table does not have by itself; elsewhere a trace
+holds the plain operations that can be saved.
 
 Per element, with the signs folded into the constants:
 
@@ -28,7 +29,7 @@ from collections import Counter
 from math import prod
 from typing import Any
 
-from ..ops.functional import _Activation
+from ..ops.functional import _Activation, counted
 
 _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
 
@@ -53,9 +54,12 @@ def count_none(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 def register() -> None:
     """Enter the activations in MMEngine's tables; do nothing where there are none."""
     try:
-        from mmengine.analysis import complexity_analysis
+        from mmengine.analysis import complexity_analysis, jit_analysis
     except ImportError:
         return
+    trace = jit_analysis._get_scoped_trace_graph
+    if not hasattr(trace, "__wrapped__"):  # once, if this is called again
+        jit_analysis._get_scoped_trace_graph = counted()(trace)
     kind = f"prim::PythonOp.{_Activation.__name__}"
     # The second table counts the outputs of convolutions and matrix products alone,
     # and warns of every operation that it does not know.

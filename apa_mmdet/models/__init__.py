@@ -2,7 +2,7 @@
 
 from .apa_detector import APADetector
 from .backbones import APAResNet, APAResNeXt
-from .losses import APALoss
+from .losses import APALoss, EQLV2BoxLoss
 from .roi_heads import APABBoxHead, CosineConv2d
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "APAResNeXt",
     "APAResNet",
     "CosineConv2d",
+    "EQLV2BoxLoss",
 ]

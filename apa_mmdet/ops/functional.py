@@ -13,6 +13,8 @@ Source: Adaptive Parametric Activation, Alexandridis et al., ECCV 2024, arXiv
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -234,9 +236,24 @@ def _activate(name, x, lam, kappa, channel_dim):
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
+_counted = ContextVar("_counted", default=False)
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Keep each activation one node of the graphs traced inside, to be counted."""
+    token = _counted.set(True)
+    try:
+        yield
+    finally:
+        _counted.reset(token)
+
+
 def is_exporting() -> bool:
     """Tell whether a graph of plain operations is being recorded to be kept."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or _is_exporting()
+    if torch.jit.is_tracing():
+        return not _counted.get()
+    return torch.onnx.is_in_onnx_export() or _is_exporting()
 
 
 def exportable(name: str, x: Tensor, lam: Tensor, kappa: Tensor, axis: int) -> Tensor:

@@ -343,7 +343,8 @@ def test_sync_bn_there_and_back(training):
     for other in (synced, reverted):
         assert list(other.state_dict()) == list(model.state_dict())
         assert len(activations(other)) == 20
-        close(features(other.train(training)), expected)
+        # Only BatchNorm's frozen stages are folded: the rounding is not the same.
+        close(features(other.train(training)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fuse_conv_bn():

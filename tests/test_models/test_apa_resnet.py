@@ -1,9 +1,12 @@
 """APAResNet and APAResNeXt against mmdet's own."""
 
+import copy
+
 import pytest
 import torch
 from mmdet.models.backbones import ResNet, ResNeXt
 
+from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
 from apa_mmdet.models import APAResNet, APAResNeXt
 
@@ -250,6 +253,45 @@ def test_keeps_less_for_backward_than_its_relu_twin(build, kwargs, twin, ratio):
         model.train()
         sizes.append(saved_bytes(model, x))
     assert sizes[0] <= ratio * sizes[1]
+
+
+CONVERTED = {
+    "r18": (ResNet, dict(depth=18)),
+    "r50": (ResNet, dict(depth=50)),
+    "se_r50": (ResNet, dict(depth=50, **se("APA"))),
+    "x50": (ResNeXt, dict(depth=50, groups=4, base_width=4)),
+}
+
+
+@pytest.mark.parametrize("variant", CONVERTED)
+def test_a_converted_resnet_folds_its_norms(variant):
+    build, kwargs = CONVERTED[variant]
+    kwargs = {**kwargs, **(SMALL if build is ResNet else {})}
+    torch.manual_seed(0)
+    model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
+    convert_activations(model, init="uniform")
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    model.double()
+    apart = copy.deepcopy(model)
+    for module in apart.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda *_: None)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    kept = [saved_bytes(each, x) for each in (model, apart)]
+    assert kept[0] < 0.87 * kept[1]  # the stem stays apart
+    outs = [each(x) for each in (model, apart)]
+    for ours, expected in zip(*outs):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+    for maps in outs:
+        sum(level.square().mean() for level in maps).backward()
+    others = dict(apart.named_parameters())
+    for name, param in model.named_parameters():
+        torch.testing.assert_close(
+            param.grad, others[name].grad, rtol=1e-8, atol=1e-11, msg=name
+        )
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN"])

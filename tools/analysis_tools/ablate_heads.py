@@ -137,8 +137,9 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
         return json.loads(result.read_text())
     cfg.dump(config)
     log = folder / "log.txt"
-    call("train.py", str(config), "--work-dir", str(folder), "--resume", log=log)
-    checkpoint = (folder / "last_checkpoint").read_text().strip()
+    work = folder / "train"  # not the folder: the runner writes its own config.py
+    call("train.py", str(config), "--work-dir", str(work), "--resume", log=log)
+    checkpoint = (work / "last_checkpoint").read_text().strip()
     arguments = ("--work-dir", str(folder / "test"))
     call("test.py", str(config), checkpoint, *arguments, log=log)
     (found, *_) = sorted((folder / "test").glob("*/*.json"), reverse=True)

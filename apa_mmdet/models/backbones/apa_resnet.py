@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from mmcv.cnn import build_activation_layer
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
@@ -11,10 +10,9 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from ...layers import APASELayer
-from ...ops import affine_aglu
 from .. import published
-from .frozen_norm import can_fold, folded, has_hooks, is_fixed, normed_activation
+from .folded_block import FoldedBasicBlock, FoldedBlock, FoldedBottleneck
+from .frozen_norm import normed_activation
 
 
 def _build_activation(act_cfg: dict) -> nn.Module:
@@ -24,117 +22,41 @@ def _build_activation(act_cfg: dict) -> nn.Module:
     return build_activation_layer(act_cfg)
 
 
-class _PerSiteBlock:
+class _PerSiteBlock(FoldedBlock):
     """Mixin for mmdet's residual blocks, which use one ``self.relu`` at every site."""
-
-    _sites = 0
 
     def __init__(self, *args, act_cfg: dict, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         del self.relu
-        for site in range(1, self._sites + 1):
+        for site in range(1, self.sites + 1):
             self.add_module(f"act{site}", _build_activation(act_cfg))
 
+    def activation(self, site: int) -> nn.Module:
+        """Return the activation after the norm ``site``."""
+        return getattr(self, f"act{site}")
+
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
         if self.with_cp and x.requires_grad:
             out = checkpoint.checkpoint(self._sum, x, use_reentrant=False)
-        elif self._can_fold_end():
-            return self._folded_end(self._before_last_norm(x), x)
+        elif self.can_fold():
+            return self.folded_forward(x)
         else:
             out = self._sum(x)
-        return self._last_activation(out)
-
-    @property
-    def _last_norm(self) -> nn.Module:
-        return getattr(self, f"norm{self._sites}")
-
-    @property
-    def _last_activation(self) -> nn.Module:
-        return getattr(self, f"act{self._sites}")
+        return self.activation(self.sites)(out)
 
     def _sum(self, x: Tensor) -> Tensor:
-        out = self._gated(self._last_norm(self._before_last_norm(x)))
+        out = self.gated(self.last_norm(self.before_last_norm(x)))
         out += x if self.downsample is None else self.downsample(x)
         return out
 
-    def _gated(self, x: Tensor) -> Tensor:
-        return x
 
-    def _gate(self) -> APASELayer | None:
-        """The channel attention after the last norm, if there is one."""
-        return None
-
-    def _can_fold_end(self) -> bool:
-        return can_fold(self._last_norm, self._last_activation)
-
-    def _folded_end(self, x: Tensor, identity: Tensor) -> Tensor:
-        """Last norm, gate, addition and activation, which keep ``x`` and identity."""
-        scale, shift = folded(self._last_norm)
-        gate = self._gate()
-        if gate is not None:
-            # The squeeze of a norm's result is the norm of the squeeze.
-            factors = gate.gate_of(torch.addcmul(shift, x.mean((2, 3)), scale))
-            scale, shift = factors * scale, factors * shift
-        identity_scale = identity_shift = None
-        if self.downsample is not None and not has_hooks(self.downsample):
-            *layers, last = self.downsample
-            for layer in layers:
-                identity = layer(identity)
-            if is_fixed(last):
-                identity_scale, identity_shift = folded(last)
-            else:
-                identity = last(identity)
-        elif self.downsample is not None:
-            identity = self.downsample(identity)
-        activation = self._last_activation
-        return affine_aglu(
-            x,
-            scale,
-            shift,
-            activation.lambda_param,
-            activation.kappa_param,
-            identity,
-            identity_scale,
-            identity_shift,
-        )
+class _PerSiteBasicBlock(_PerSiteBlock, FoldedBasicBlock, BasicBlock):
+    pass
 
 
-class _PerSiteBasicBlock(_PerSiteBlock, BasicBlock):
-    _sites = 2
-
-    def _before_last_norm(self, x: Tensor) -> Tensor:
-        return self.conv2(normed_activation(self.conv1(x), self.norm1, self.act1))
-
-
-class _PerSiteBottleneck(_PerSiteBlock, Bottleneck):
-    _sites = 3
-
-    def _before_last_norm(self, x: Tensor) -> Tensor:
-        x = normed_activation(self.conv1(x), self.norm1, self.act1)
-        x = normed_activation(self.conv2(self._plugged(x, 1)), self.norm2, self.act2)
-        return self.conv3(self._plugged(x, 2))
-
-    def _plugged(self, x: Tensor, position: int) -> Tensor:
-        if not self.with_plugins:
-            return x
-        return self.forward_plugin(
-            x, getattr(self, f"after_conv{position}_plugin_names")
-        )
-
-    def _gated(self, x: Tensor) -> Tensor:
-        return self._plugged(x, 3)
-
-    def _gate(self) -> APASELayer | None:
-        names = self.after_conv3_plugin_names if self.with_plugins else []
-        return getattr(self, names[0]) if names else None
-
-    def _can_fold_end(self) -> bool:
-        names = self.after_conv3_plugin_names if self.with_plugins else []
-        gate = self._gate()
-        return super()._can_fold_end() and (
-            not names
-            or (len(names) == 1 and type(gate) is APASELayer and not has_hooks(gate))
-        )
+class _PerSiteBottleneck(_PerSiteBlock, FoldedBottleneck, Bottleneck):
+    pass
 
 
 class _PerSiteResNeXtBottleneck(_PerSiteBottleneck, ResNeXtBottleneck):

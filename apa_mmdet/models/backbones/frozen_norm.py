@@ -39,9 +39,10 @@ def is_fixed(norm: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether calling a module does more than its ``forward``."""
+    """Tell whether calling a module does other than its class's ``forward``."""
     return bool(
-        module._forward_hooks
+        "forward" in vars(module)
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
