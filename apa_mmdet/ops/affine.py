@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import cpu_kernels
 from .functional import (
     check,
     compute_dtype,
@@ -22,7 +21,7 @@ from .functional import (
     sum_channels,
     value,
 )
-from .implementation import is_compiled
+from .implementation import KERNELS, chosen
 
 
 def affine_aglu(
@@ -117,11 +116,11 @@ class _AffineAGLU(Function):
             x, scale, shift, lam, kappa, residual, residual_scale, residual_shift
         )
         ctx.axis = axis
-        ctx.compiled = is_compiled(x, lam, kappa)
-        if ctx.compiled:
+        ctx.chosen = chosen(x, lam, kappa)
+        if ctx.chosen != "plain":
             if residual_shift is not None:
                 shift = shift + residual_shift
-            return cpu_kernels.forward(
+            return KERNELS[ctx.chosen].forward(
                 "aglu", x, lam, kappa, axis, scale, shift, residual, residual_scale
             )
         total = _sum(x, scale, shift, residual, residual_scale, residual_shift)
@@ -133,9 +132,10 @@ class _AffineAGLU(Function):
         x, scale, shift, lam, kappa, residual, residual_scale, residual_shift = saved
         needs = ctx.needs_input_grad
         tensors = tuple(tensor for tensor in saved if tensor is not None)
-        if ctx.compiled:
+        if ctx.chosen != "plain":
             with torch.no_grad():
-                grads = _compiled_gradients(saved, grad_output, needs, ctx.axis)
+                kernels = KERNELS[ctx.chosen]
+                grads = _kernel_gradients(kernels, saved, grad_output, needs, ctx.axis)
             return *first_order_only(tensors, grads), None
         with torch.no_grad():
             total = _sum(x, scale, shift, residual, residual_scale, residual_shift)
@@ -165,11 +165,11 @@ class _AffineAGLU(Function):
         return *first_order_only(tensors, tuple(grads)), None
 
 
-def _compiled_gradients(saved, grad_output, needs, axis):
+def _kernel_gradients(kernels, saved, grad_output, needs, axis):
     x, scale, shift, lam, kappa, residual, residual_scale, residual_shift = saved
     if residual_shift is not None:
         shift = shift + residual_shift
-    grad_x, grad_residual, sums = cpu_kernels.backward(
+    grad_x, grad_residual, sums = kernels.backward(
         "aglu",
         x,
         lam,

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import cpu, cpu_kernels, formula
-from .implementation import is_compiled
+from . import cpu, formula
+from .implementation import KERNELS, chosen
 
 _VALUES = {"apa": formula.apa, "aglu": formula.aglu, "log_apa": formula.log_apa}
 
@@ -147,27 +147,27 @@ class _Activation(Function):
     def forward(ctx, x, lam, kappa, name, axis):
         ctx.save_for_backward(x, lam, kappa)
         ctx.name, ctx.axis = name, axis
-        ctx.compiled = name in cpu_kernels.NAMES and is_compiled(x, lam, kappa)
-        if ctx.compiled:
-            return cpu_kernels.forward(name, x, lam, kappa, axis)
-        return value(name, x, lam, kappa, axis)
+        ctx.chosen = "plain" if name == "log_apa" else chosen(x, lam, kappa)
+        if ctx.chosen == "plain":
+            return value(name, x, lam, kappa, axis)
+        return KERNELS[ctx.chosen].forward(name, x, lam, kappa, axis)
 
     @staticmethod
     def backward(ctx, grad_output):
         saved = ctx.saved_tensors  # to be read once: checkpointing recomputes them
         needs = ctx.needs_input_grad[:3]
         with torch.no_grad():
-            if ctx.compiled:
-                grads = _compiled_gradients(
-                    ctx.name, *saved, grad_output, needs, ctx.axis
-                )
-            else:
+            if ctx.chosen == "plain":
                 grads = gradients(ctx.name, *saved, grad_output, needs, ctx.axis)
+            else:
+                grads = _kernel_gradients(
+                    KERNELS[ctx.chosen], ctx.name, *saved, grad_output, needs, ctx.axis
+                )
         return *first_order_only(saved, grads), None, None
 
 
-def _compiled_gradients(name, x, lam, kappa, grad_output, needs, axis):
-    grad_x, _, sums = cpu_kernels.backward(
+def _kernel_gradients(kernels, name, x, lam, kappa, grad_output, needs, axis):
+    grad_x, _, sums = kernels.backward(
         name, x, lam, kappa, grad_output, axis, need_params=needs[1] or needs[2]
     )
     return (

@@ -1,9 +1,10 @@
 """Which implementation of the activation runs: chosen by the tensor, or by name.
 
-- ``'auto'``: the compiled kernels where they apply, otherwise plain torch;
+- ``'auto'``: the kernels for the tensor's device where they apply, else plain torch;
 - ``'plain'``: plain torch, whatever the tensor;
 - ``'compiled'``: the kernels of :mod:`apa_mmdet.ops.cpu_kernels`, and an error where
-  they cannot be had.
+  they cannot be had;
+- ``'triton'``: those of :mod:`apa_mmdet.ops.triton_kernels`, likewise.
 
 The environment variable ``APA_MMDET_IMPL`` sets it for a program,
 :func:`use_implementation` for a part of one.
@@ -22,7 +23,19 @@ from torch import Tensor
 
 from . import cpu_kernels
 
-_NAMES = ("auto", "plain", "compiled")
+try:
+    if not (
+        torch.version.cuda or torch.version.hip or os.environ.get("TRITON_INTERPRET")
+    ):
+        raise ImportError("this torch is built for the CPU")
+    from . import triton_kernels
+
+    _no_triton = None
+except ImportError as error:
+    triton_kernels, _no_triton = None, str(error)
+
+_NAMES = ("auto", "plain", "compiled", "triton")
+KERNELS = {"compiled": cpu_kernels, "triton": triton_kernels}
 _forced: str | None = None
 
 
@@ -39,20 +52,29 @@ def use_implementation(name: str) -> Iterator[None]:
     A backward pass uses that of its forward pass.
 
     Args:
-        name: ``'auto'``, ``'plain'`` or ``'compiled'``.
+        name: ``'auto'``, ``'plain'``, ``'compiled'`` or ``'triton'``.
 
     Raises:
         ValueError: If it is none of these.
-        RuntimeError: If ``'compiled'`` is not available here.
+        RuntimeError: If ``'compiled'`` or ``'triton'`` is not available here.
     """
     global _forced
-    if _checked(name, "name") == "compiled":
-        cpu_kernels.library()
+    _require(_checked(name, "name"))
     before, _forced = _forced, name
     try:
         yield
     finally:
         _forced = before
+
+
+def _require(name: str) -> None:
+    if name == "compiled":
+        cpu_kernels.library()
+    if name == "triton" and triton_kernels is None:
+        raise RuntimeError(
+            f"implementation 'triton' was asked for and cannot be had: {_no_triton}. "
+            f"Install a torch built for CUDA, which brings Triton, or use 'auto'"
+        )
 
 
 def _wanted() -> str:
@@ -74,21 +96,36 @@ def _is_available() -> bool:
     return True
 
 
-def is_compiled(x: Tensor, lam: Tensor, kappa: Tensor) -> bool:
-    """Tell whether the compiled kernels are to compute AGLU of these tensors.
+def _require_fit(name: str, x: Tensor) -> None:
+    dtypes, device = KERNELS[name].DTYPES, "cpu"
+    if name == "triton" and not triton_kernels.INTERPRETED:
+        device = "cuda"
+    if x.device.type != device or x.dtype not in dtypes:
+        known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise RuntimeError(
+            f"implementation {name!r} was asked for, but x is {x.dtype} on {x.device}, "
+            f"expected {known} on {device}; use 'auto'"
+        )
+
+
+def chosen(x: Tensor, lam: Tensor, kappa: Tensor) -> str:
+    """Return ``'plain'``, or which of ``KERNELS`` is to compute these tensors.
 
     Raises:
-        RuntimeError: If they were asked for by name and cannot be had.
+        RuntimeError: If kernels were asked for by name and cannot be had.
         ValueError: If ``APA_MMDET_IMPL`` names nothing that exists.
     """
     wanted = _wanted()
-    if wanted == "plain" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if wanted == "compiled":
-        cpu_kernels.library()
-        if x.device.type != "cpu" or x.dtype not in cpu_kernels.DTYPES:
-            raise RuntimeError(
-                f"implementation 'compiled' was asked for, but x is {x.dtype} on "
-                f"{x.device}, expected float32 or bfloat16 on the CPU; use 'auto'"
-            )
-    return cpu_kernels.applies(x, lam, kappa) and _is_available()
+    if wanted == "plain" or torch.jit.is_tracing():
+        return "plain"
+    if wanted != "auto":
+        _require(wanted)
+        _require_fit(wanted, x)
+    if wanted != "compiled" and triton_kernels is not None:
+        if triton_kernels.applies(x, lam, kappa):
+            return "triton"
+    if wanted == "triton" or torch.compiler.is_compiling():
+        return "plain"
+    if cpu_kernels.applies(x, lam, kappa) and _is_available():
+        return "compiled"
+    return "plain"

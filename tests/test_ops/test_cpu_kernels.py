@@ -14,7 +14,7 @@ from apa_mmdet.ops import (
     formula,
     use_implementation,
 )
-from apa_mmdet.ops.implementation import is_compiled
+from apa_mmdet.ops.implementation import chosen
 
 N, C, H, W = 2, 40, 9, 31  # rows of 279: full blocks, and a rest
 LAYOUTS = {
@@ -136,7 +136,7 @@ def test_extreme_inputs_stay_finite():
 def test_what_the_kernels_do_not_take_goes_another_way():
     x, one = torch.randn(4, 4), torch.ones(1)
     taken = dict(x=x, lam=one, kappa=one)
-    assert is_compiled(**taken)
+    assert chosen(**taken) == "compiled"
     for other in (
         dict(x=x.double()),
         dict(x=x.half()),
@@ -146,7 +146,7 @@ def test_what_the_kernels_do_not_take_goes_another_way():
         dict(kappa=torch.tensor([float("inf")])),
         dict(lam=one.double()),
     ):
-        assert not is_compiled(**{**taken, **other}), other
+        assert chosen(**{**taken, **other}) == "plain", other
 
 
 def test_a_backward_pass_is_that_of_its_forward_pass(monkeypatch):
@@ -164,13 +164,13 @@ def test_choosing(monkeypatch):
         with use_implementation("fast"):
             pass
     with use_implementation("plain"):
-        assert not is_compiled(x, one, one)
+        assert chosen(x, one, one) == "plain"
         with use_implementation("auto"):
-            assert is_compiled(x, one, one)
-        assert not is_compiled(x, one, one)
-    assert is_compiled(x, one, one)
+            assert chosen(x, one, one) == "compiled"
+        assert chosen(x, one, one) == "plain"
+    assert chosen(x, one, one) == "compiled"
     monkeypatch.setenv("APA_MMDET_IMPL", "plain")
-    assert not is_compiled(x, one, one)
+    assert chosen(x, one, one) == "plain"
     monkeypatch.setenv("APA_MMDET_IMPL", "fast")
     with pytest.raises(ValueError, match="APA_MMDET_IMPL='fast'"):
         aglu(x, one, one)
@@ -182,14 +182,14 @@ def test_choosing(monkeypatch):
 PROGRAM = """
 import warnings, torch
 from apa_mmdet.ops import aglu
-from apa_mmdet.ops.implementation import is_compiled
+from apa_mmdet.ops.implementation import chosen
 x, one = torch.randn(2, 3), torch.ones(1)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(3):
         y = aglu(x, one, one)
 torch.testing.assert_close(y, torch.nn.functional.silu(x))
-print(len(caught), is_compiled(x, one, one), *(str(w.message) for w in caught))
+print(len(caught), chosen(x, one, one), *(str(w.message) for w in caught))
 """
 
 
@@ -206,7 +206,7 @@ def program(tmp_path, monkeypatch, **environment):
 def test_it_is_compiled_once_and_kept(tmp_path, monkeypatch):
     for _ in range(2):
         result = program(tmp_path, monkeypatch)
-        assert result.stdout.split()[:2] == ["0", "True"], result
+        assert result.stdout.split()[:2] == ["0", "compiled"], result
         kept = list((tmp_path / "apa_mmdet").iterdir())
         assert len(kept) == 1
         if _ == 0:
@@ -223,7 +223,7 @@ def test_it_is_compiled_once_and_kept(tmp_path, monkeypatch):
 )
 def test_without_a_compiler(tmp_path, monkeypatch, compiler, message):
     result = program(tmp_path, monkeypatch, CXX=compiler)
-    assert result.stdout.split()[:2] == ["1", "False"], result  # said once
+    assert result.stdout.split()[:2] == ["1", "plain"], result  # said once
     assert message in result.stdout
     result = program(tmp_path, monkeypatch, CXX=compiler, APA_MMDET_IMPL="compiled")
     assert result.returncode and message in result.stderr
@@ -232,5 +232,5 @@ def test_without_a_compiler(tmp_path, monkeypatch, compiler, message):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "apa_mmdet").write_text("a file where the folder should be")
     result = program(tmp_path, monkeypatch)
-    assert result.stdout.split()[:2] == ["1", "False"], result
+    assert result.stdout.split()[:2] == ["1", "plain"], result
     assert "set XDG_CACHE_HOME to a folder that can be written" in result.stdout

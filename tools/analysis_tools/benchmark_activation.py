@@ -63,20 +63,20 @@ def parse_args() -> argparse.Namespace:
 
 def contestants(channels: int, device: str) -> dict[str, tuple[nn.Module, str]]:
     """Return activations by name, each with the implementation to run it with."""
-    fused = ["compiled"] if device == "cpu" else []
+    fused = "compiled" if device == "cpu" else "triton"
     found = {
         "SiLU": (nn.SiLU(), "auto"),
         "ReLU": (nn.ReLU(), "auto"),
         "GELU": (nn.GELU(), "auto"),
         "PReLU": (nn.PReLU(), "auto"),
     }
-    for name in (*fused, "plain"):
+    for name in (fused, "plain"):
         found[f"AGLU, {name}"] = AGLU(init=UNIFORM), name
         fixed = AGLU(init=UNIFORM, learnable=False)
         found[f"AGLU, {name}, fixed"] = fixed, name
         if name != "plain":
             found[f"AGLU, {name}, per channel"] = AGLU(channels, init=UNIFORM), name
-    found["APA, plain"] = APA(init=UNIFORM), "plain"
+        found[f"APA, {name}"] = APA(init=UNIFORM), name
     return found
 
 
