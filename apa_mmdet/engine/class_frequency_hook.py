@@ -53,7 +53,7 @@ class ClassFrequencyHook(Hook):
         if self._frequency is None:
             return
         for loss in _losses(runner):
-            loaded = loss.class_frequency.cpu()
+            loaded = loss.class_frequency.cpu().to(self._frequency.dtype)
             if loaded.any() and not torch.allclose(loaded, self._frequency):
                 runner.logger.warning(
                     "the checkpoint's class frequencies differ from those of the "

@@ -3,7 +3,7 @@
 from .apa_detector import APADetector
 from .backbones import APAResNet, APAResNeXt
 from .losses import APALoss, EQLV2BoxLoss
-from .roi_heads import APABBoxHead, CosineConv2d
+from .roi_heads import APABBoxHead, CosineConv2d, WrappedCauchyLinear
 
 __all__ = [
     "APABBoxHead",
@@ -13,4 +13,5 @@ __all__ = [
     "APAResNet",
     "CosineConv2d",
     "EQLV2BoxLoss",
+    "WrappedCauchyLinear",
 ]

@@ -1,7 +1,7 @@
 """Which implementation of the activation runs: chosen by the tensor, or by name.
 
 - ``'auto'``: the kernels for the tensor's device where they apply, else plain torch;
-- ``'plain'``: plain torch, whatever the tensor;
+- ``'plain'``: plain torch, whatever the tensor, and backbones leave their norms apart;
 - ``'compiled'``: the kernels of :mod:`apa_mmdet.ops.cpu_kernels`, and an error where
   they cannot be had;
 - ``'triton'``: those of :mod:`apa_mmdet.ops.triton_kernels`, likewise.
@@ -77,7 +77,12 @@ def _require(name: str) -> None:
         )
 
 
-def _wanted() -> str:
+def wanted() -> str:
+    """Return the implementation that was asked for, ``'auto'`` if none was.
+
+    Raises:
+        ValueError: If ``APA_MMDET_IMPL`` names nothing that exists.
+    """
     if _forced is not None:
         return _forced
     return _checked(os.environ.get("APA_MMDET_IMPL", "auto"), "APA_MMDET_IMPL")
@@ -115,16 +120,16 @@ def chosen(x: Tensor, lam: Tensor, kappa: Tensor) -> str:
         RuntimeError: If kernels were asked for by name and cannot be had.
         ValueError: If ``APA_MMDET_IMPL`` names nothing that exists.
     """
-    wanted = _wanted()
-    if wanted == "plain" or torch.jit.is_tracing():
+    name = wanted()
+    if name == "plain" or torch.jit.is_tracing():
         return "plain"
-    if wanted != "auto":
-        _require(wanted)
-        _require_fit(wanted, x)
-    if wanted != "compiled" and triton_kernels is not None:
+    if name != "auto":
+        _require(name)
+        _require_fit(name, x)
+    if name != "compiled" and triton_kernels is not None:
         if triton_kernels.applies(x, lam, kappa):
             return "triton"
-    if wanted == "triton" or torch.compiler.is_compiling():
+    if name == "triton" or torch.compiler.is_compiling():
         return "plain"
     if cpu_kernels.applies(x, lam, kappa) and _is_available():
         return "compiled"

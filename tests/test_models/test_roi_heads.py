@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from mmdet.models.roi_heads import FCNMaskHead
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
 from torch import nn
 
 from apa_mmdet.layers import AGLU
-from apa_mmdet.models import CosineConv2d
+from apa_mmdet.models import CosineConv2d, WrappedCauchyLinear
 
 SIZES = dict(in_channels=8, fc_out_channels=64, num_classes=30)
 
@@ -126,3 +127,62 @@ def test_cosine_predictor_refuses_what_is_no_cosine():
         CosineConv2d(8, 4, 3)
     with pytest.raises(ValueError, match="temperature=0"):
         CosineConv2d(8, 4, 1, temperature=0)
+
+
+def test_wrapped_cauchy_linear_is_the_density():
+    torch.manual_seed(0)
+    layer = WrappedCauchyLinear(5, 4, scale=30.0)
+    with torch.no_grad():
+        layer.concentration.copy_(torch.tensor([-2.0, 0.0, 1.0, 3.0]))
+    x = torch.randn(6, 5)
+    found = layer(x)
+    for row, feature in enumerate(x.double()):
+        for column, weight in enumerate(layer.weight.double()):
+            cosine = feature @ weight / feature.norm() / weight.norm()
+            g = layer.concentration[column].double().sigmoid()
+            density = (1 - g**2) / (1 + g**2 - 2 * g * cosine) / (2 * torch.pi)
+            torch.testing.assert_close(
+                found[row, column].double(), 30 * density, rtol=1e-5, atol=1e-6
+            )
+
+
+def test_wrapped_cauchy_linear_in_a_box_head():
+    register_all_modules(init_default_scope=True)
+    for learnable in (False, True):
+        head = MODELS.build(
+            dict(
+                type="Shared2FCBBoxHead",
+                in_channels=4,
+                fc_out_channels=8,
+                roi_feat_size=2,
+                num_classes=3,
+                cls_predictor_cfg=dict(type="WrappedCauchyLinear", learnable=learnable),
+                loss_cls=dict(type="CrossEntropyLoss"),
+            )
+        )
+        head.init_weights()
+        assert (head.fc_cls.concentration == -1).all()
+        logits, _ = head(torch.randn(6, 4, 2, 2))
+        assert logits.shape == (6, 4)
+        logits.softmax(1)[:, 0].sum().backward()
+        for name, param in head.fc_cls.named_parameters():
+            assert param.grad.isfinite().all() and param.grad.any(), name
+        names = {"weight", "concentration"} | ({"log_scale"} if learnable else set())
+        assert set(head.fc_cls.state_dict()) == names
+
+
+def test_wrapped_cauchy_linear_stays_finite():
+    layer = WrappedCauchyLinear(5, 2, concentration=12.0)
+    x = torch.cat([layer.weight[:1].detach(), torch.zeros(1, 5)]).requires_grad_()
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = layer(x.to(dtype))
+        assert logits.dtype == torch.float32 and logits.isfinite().all()
+        logits.logsumexp(1).sum().backward()
+        assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [dict(scale=0), dict(concentration=float("nan"))])
+def test_wrapped_cauchy_linear_refuses(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        WrappedCauchyLinear(5, 2, **bad)

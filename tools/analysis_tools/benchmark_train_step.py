@@ -4,13 +4,13 @@
     python tools/analysis_tools/benchmark_train_step.py --relu-twin CONFIG [CONFIG ...]
 
 Ratios are to the first config or, with --relu-twin, of each config to itself with ReLU
-for AGLU, a sigmoid for each APA gate and SE without LayerNorm and Dropout. Weights are
-random, images and annotations made up; the models that are compared take a step each,
-round after round in one process, and the medians of the rounds' ratios count. With
-random weights two-stage detectors find different proposals; all get those of the
-first, so that their heads do the same work. Bytes saved are those of the distinct
-storages that autograd keeps, parameters and buffers left out. Writes
-benchmark_train_step.json and .png.
+(GELU or SiLU where AGLU starts like these) for AGLU, a sigmoid for each APA gate and SE
+without LayerNorm and Dropout. Weights are random, images and annotations made up; the
+models that are compared take a step each, round after round in one process, and the
+medians of the rounds' ratios count. With random weights two-stage detectors find
+different proposals; all get those of the first, so that their heads do the same work.
+Bytes saved are those of the distinct storages that autograd keeps, parameters and
+buffers left out. Writes benchmark_train_step.json and .png.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def relu_twin(cfg: object) -> None:
         for name in ("parts", "types", "activation", "init", "exclude", "gates"):
             cfg.pop(name, None)
     elif kind in ("AGLU", "APA"):
+        stands_for = {"gelu": "GELU", "silu": "SiLU"}.get(cfg.get("init"), "ReLU")
         cfg.clear()
-        cfg.update(dict(type="ReLU") if kind == "AGLU" else dict(type="Sigmoid"))
+        cfg["type"] = stands_for if kind == "AGLU" else "Sigmoid"
     elif kind in ("APASELayer", "APACBAM"):
         cfg["gate_cfg"] = dict(type="Sigmoid")
     elif kind in ("APAResNet", "APAResNeXt"):

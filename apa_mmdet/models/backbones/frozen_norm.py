@@ -7,16 +7,19 @@ from torch import Tensor, nn
 
 from ...layers import AGLU
 from ...ops import affine_aglu
+from ...ops.implementation import wanted
 
 
 def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
     """Tell whether a norm and the AGLU after it may be computed as one operation.
 
     That is so while a graph is being recorded for backward, if the norm is a batch
-    norm in evaluation mode and nobody watches either module by a hook.
+    norm in evaluation mode, nobody watches either module by a hook, and the plain
+    implementation was not asked for.
     """
     return (
         torch.is_grad_enabled()
+        and wanted() != "plain"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and is_fixed(norm)

@@ -1,0 +1,73 @@
+"""The wrapped-Cauchy classifier of the published V3Det models."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+_EPS = 1e-6
+
+
+@MODELS.register_module()
+class WrappedCauchyLinear(nn.Linear):
+    """Logits by the density of the angle between features and class weights.
+
+    ``logit = s / (2 pi) * (1 - g**2) / (1 + g**2 - 2 * g * cos(theta))``, the density
+    of a wrapped Cauchy distribution of concentration ``g`` in (0, 1), one per class: a
+    class of few examples can keep a wide one. Use it as
+    ``cls_predictor_cfg=dict(type='WrappedCauchyLinear')`` of a box head with a softmax
+    loss, since all logits are positive.
+
+    Source: Wrapped Cauchy Distributed Angular Softmax, Han, ICML 2023.
+
+    Args:
+        in_features: Length of a feature.
+        out_features: Number of classes C, background included.
+        scale: ``s``.
+        learnable: Whether ``s`` is learnt, through its logarithm.
+        concentration: Start of the logit of ``g``.
+        **kwargs: As in :class:`torch.nn.Linear`; there is no bias.
+
+    Raises:
+        ValueError: If ``scale`` or ``concentration`` is not finite, or ``scale`` not
+            positive.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scale: float = 300.0,
+        learnable: bool = False,
+        concentration: float = -1.0,
+        **kwargs,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=False, **kwargs)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale={scale}, expected a finite number > 0")
+        if not math.isfinite(concentration):
+            raise ValueError(f"concentration={concentration}, expected a finite number")
+        # One axis, which heads do not initialise anew.
+        self.concentration = nn.Parameter(torch.full((out_features,), concentration))
+        log_scale = torch.full((1,), math.log(scale))
+        if learnable:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, C), in float32, of ``x`` (N, in_features)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight, concentration = (
+                tensor.float() for tensor in (x, self.weight, self.concentration)
+            )
+            cosine = F.linear(F.normalize(x, eps=_EPS), F.normalize(weight, eps=_EPS))
+            g, rest = concentration.sigmoid(), (-concentration).sigmoid()
+            # 1 - g and 1 - cos(theta) as they are: 1 + g**2 - 2 * g cancels near 1.
+            spread = rest.square() + 2 * g * (1 - cosine)
+            factor = self.log_scale.float().exp() / (2 * math.pi) * rest * (1 + g)
+            return factor / spread.clamp(min=torch.finfo(spread.dtype).tiny)
