@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pickle import UnpicklingError
 
 import apa_mmdet  # noqa: F401  says what to install before mmengine fails
-from apa_mmdet.engine import read_checkpoint
-from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
-from apa_mmdet.models.published import weights_of
+from apa_mmdet.engine.launch import (
+    add_common_arguments,
+    build_runner,
+    holds_backbone_alone,
+    load_config,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,18 +41,10 @@ def parse_args() -> argparse.Namespace:
 def require_detector(path: str) -> None:
     """Look into a checkpoint before the data sets are read.
 
-    MMEngine itself would go on with random weights where the file holds none.
-
     Raises:
         SystemExit: If it is not there, cannot be read, or holds a backbone alone.
     """
-    try:
-        weights, _ = weights_of(read_checkpoint(path, weights_only=None))
-    except (OSError, RuntimeError, UnpicklingError) as error:
-        raise SystemExit(f"error: checkpoint {error}") from None
-    except ValueError as error:
-        raise SystemExit(f"error: checkpoint {path}: {error}") from None
-    if any(key.startswith("layer1.") for key in weights):
+    if holds_backbone_alone(path):
         raise SystemExit(
             f"error: checkpoint {path} holds a backbone alone, expected a detector; "
             f"to train one from it, set model.backbone.init_cfg to "

@@ -6,6 +6,7 @@ import argparse
 import os
 import os.path as osp
 from collections.abc import Iterable
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import check_files, set_data_root
+from ..models.published import weights_of
+from .checkpoint import read_checkpoint
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,8 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
         splits: Data sets whose files must be there.
 
     Raises:
-        SystemExit: If the config file or one of the files it names is not there.
+        SystemExit: If the config file or one of the files it names is not there, or
+            ``load_from`` is no checkpoint.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not osp.isfile(args.config):
@@ -63,11 +67,56 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     elif cfg.get("work_dir") is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join("work_dirs", name)
+    if "train" in splits:
+        start_from_checkpoint(cfg)
     try:
         check_files(cfg, splits)
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from None
     return cfg
+
+
+def holds_backbone_alone(path: str) -> bool:
+    """Tell whether a checkpoint is a backbone's or a classifier's, not a detector's.
+
+    MMEngine itself finds none of a detector's keys there, and goes on with random
+    weights.
+
+    Raises:
+        SystemExit: If it is not there, cannot be read, or holds no weights.
+    """
+    try:
+        weights, _ = weights_of(read_checkpoint(path, weights_only=None))
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise SystemExit(f"error: checkpoint {error}") from None
+    except ValueError as error:
+        raise SystemExit(f"error: checkpoint {path}: {error}") from None
+    return any(key.startswith("layer1.") for key in weights)
+
+
+def start_from_checkpoint(cfg: Config) -> None:
+    """Look into ``load_from`` before the data is read; hand a backbone what is its.
+
+    The file of a backbone or a classifier becomes the backbone's ``init_cfg``.
+
+    Raises:
+        SystemExit: If the file is no checkpoint, or has no place in this config.
+    """
+    path = cfg.get("load_from")
+    if not path or "://" in path:
+        return
+    path = osp.expanduser(path)
+    if not holds_backbone_alone(path):
+        return
+    if cfg.get("resume") or "backbone" not in cfg.model:
+        raise SystemExit(
+            f"error: load_from={path!r} holds a backbone alone, expected a detector; "
+            f"set init_cfg=dict(type='Pretrained', checkpoint={path!r}) where the "
+            f"config has the backbone, without resume"
+        )
+    cfg.load_from = None
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=path)
+    print(f"load_from={path!r} holds a backbone alone: used as the backbone's init_cfg")
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -93,6 +93,10 @@ def weights_of(
     Raises:
         ValueError: If there are no weights, or not those asked for.
     """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f"holds a {type(checkpoint).__name__}, expected a dict of weights"
+        )
     nested = is_classification_file(checkpoint)
     if weights is not None and not isinstance(checkpoint.get(weights), Mapping):
         raise ValueError(
@@ -106,6 +110,10 @@ def weights_of(
         state = checkpoint[name]
     else:
         state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"its 'state_dict' is a {type(state).__name__}, expected a dict of weights"
+        )
     state = {
         key.removeprefix("module."): value
         for key, value in state.items()

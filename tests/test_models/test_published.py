@@ -16,6 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from apa_mmdet.engine.launch import start_from_checkpoint
 from apa_mmdet.models import APAResNet
 from apa_mmdet.models.published import from_published, is_published, to_published
 
@@ -332,6 +333,53 @@ def test_every_kind_of_file_is_a_pretrained_backbone(
     assert set(loaded) == set(expected)
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
     model.load_state_dict(content.get("state_dict", content))
+
+
+def starting_from(content, path, **settings):
+    """Return a config as tools/train.py starts with it."""
+    torch.save(content, path)
+    plugin = dict(cfg=dict(type="APASELayer"), position="after_conv3")
+    own = dict(type="APAResNet", depth=50, base_channels=16, plugins=[plugin])
+    cfg = Config(dict(model=dict(backbone=own), load_from=str(path), **settings))
+    start_from_checkpoint(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("kind", ["backbone", "state_dict", "classification"])
+def test_load_from_fills_the_backbone_of_a_file_that_has_no_more(
+    kind, published_state, classification_file, tmp_path, warnings_of_mmengine
+):
+    state = published_state(**SMALL)
+    cfg = starting_from(KINDS[kind](state, classification_file), tmp_path / "file.pth")
+    assert cfg.load_from is None
+    model = MODELS.build(cfg.model.backbone)
+    model.init_weights()
+    assert warnings_of_mmengine == []
+    expected = from_published(state)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in expected.items())
+
+
+def test_load_from_takes_a_detectors_file_as_it_is(published_state, tmp_path):
+    path = tmp_path / "file.pth"
+    cfg = starting_from(KINDS["detection"](published_state(**SMALL), None), path)
+    assert cfg.load_from == str(path) and "init_cfg" not in cfg.model.backbone
+
+
+def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
+    path, touched = tmp_path / "file.pth", tmp_path / "touched"
+    with pytest.raises(SystemExit, match="holds a backbone alone.*without resume"):
+        starting_from(published_state(**SMALL), path, resume=True)
+    for content, words in (
+        ({"model": Touch(touched)}, "asks for posix.system.*refused"),
+        (3, "file.pth: holds a int, expected a dict"),
+        ({"state_dict": 3}, "'state_dict' is a int"),
+        ({"epoch": 3}, "expected weights by name.*got epoch"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            starting_from(content, path)
+    with pytest.raises(SystemExit, match="nowhere.pth: no such file"):
+        start_from_checkpoint(Config(dict(load_from="nowhere.pth")))
+    assert not touched.exists()
 
 
 def test_prefix_of_a_detection_file(published_state, tmp_path, warnings_of_mmengine):
