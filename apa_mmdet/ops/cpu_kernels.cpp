@@ -10,6 +10,8 @@
 //   L - s = E^2 / ((1 + E) * (2 + E)) + 2y^3 * (...) for t <= 0, where it would cancel
 //
 // so that two exponentials, and in backward one division, are all an element costs.
+// Below kSmallLam, zero included, the same with E = exp(-kappa * z) and w = lam * E, by
+// series in w: where w is not small, APA is 0.
 // "lb" is the logarithm to base 2; kappa comes as lb_kappa = kappa / ln(2). Sums over
 // elements are formed in chunks whose bounds depend on the shape alone, so that they do
 // not depend on the number of threads.
@@ -100,6 +102,28 @@ inline float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   return exp2_neg(L * inv_lam);
 }
 
+// The first coefficient of a channel with lam < kSmallLam, whose second one is lam.
+constexpr float kIsSmall = 1e9f;  // log2(lam) of no float
+
+// E = exp(-kappa * z), held where APA is 0 for every lam < kSmallLam = 1e-4: then
+// w = lam * E < 0.0128, and four terms of a series in w are exact to rounding.
+inline float small_exp(float z, float lb_kappa) {
+  const float t = -lb_kappa * z;
+  return 128.0f * exp2_neg(t < 7.0f ? 7.0f - t : 0.0f);
+}
+// ln(1 + w) / lam in base 2.
+inline float small_log(float E, float w) {
+  return E * (1.442695f - w * (0.7213475f - w * (0.4808983f - w * 0.3606738f)));
+}
+
+inline float small_apa(float z, float lam, float lb_kappa) {
+  const float E = small_exp(z, lb_kappa);
+  return exp2_neg(small_log(E, lam * E));
+}
+
+// Which lam a run of elements has: none, all or some of them below kSmallLam.
+enum Lam { kUsual, kSmall, kMixed };
+
 // What is computed; as in cpu_kernels.py. From kAffine on, x is scaled and shifted.
 enum Form { kApa, kAglu, kAffine, kResidual };
 
@@ -132,33 +156,51 @@ inline void fetch(const T* from) {
     __builtin_prefetch(from + kAhead + i);
 }
 
-template <Form kForm, bool kEach, typename T>
-inline __attribute__((always_inline)) void forward_block(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
+template <Form kForm, bool kEach, Lam kLam, typename T>
+inline __attribute__((always_inline)) void forward_block(
+    const T* x, const T* residual, T* out, const Coefficients c, Index n) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
     const Index k = kEach ? i : 0;
     const float z = input<kForm, kEach>(x, residual, c, i);
-    const float p = apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
-    store(kForm == kApa ? p : z * p, out + i);
+    float p = 0;
+    if (kLam != kSmall) p = apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
+    if (kLam == kSmall) p = small_apa(z, c.inv_lam[k], c.lb_kappa[k]);
+    if (kLam == kMixed) {
+      const float other = small_apa(z, c.inv_lam[k], c.lb_kappa[k]);
+      p = c.lb_lam[k] == kIsSmall ? other : p;
+    }
+    // Comparisons have hidden what is not a number.
+    store(kForm == kApa ? (z == z ? p : z) : z * p, out + i);
   }
 }
 
-template <Form kForm, bool kEach, typename T>
-void forward_run(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
-  if (kEach) return forward_block<kForm, kEach>(x, residual, out, c, n);
+template <Form kForm, Lam kLam, typename T>
+void forward_blocks(const T* x, const T* residual, T* out, const Coefficients c,
+                    Index n) {
   Index i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     fetch<kBlock>(x + i);
     if (kForm == kResidual) fetch<kBlock>(residual + i);
-    forward_block<kForm, kEach>(x + i, residual + i, out + i, c, kBlock);
+    forward_block<kForm, false, kLam>(x + i, residual + i, out + i, c, kBlock);
   }
-  forward_block<kForm, kEach>(x + i, residual + i, out + i, c, n - i);
+  forward_block<kForm, false, kLam>(x + i, residual + i, out + i, c, n - i);
 }
 
-// Gradients of z, and of each element's lam and kappa.
-template <Form kForm, bool kNeedParams>
-inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
-                     float* grad_z, float* lam, float* kappa) {
+template <Form kForm, typename T>
+void forward_run(const T* x, const T* residual, T* out, const Coefficients c, Index n) {
+  *c.lb_lam == kIsSmall ? forward_blocks<kForm, kSmall>(x, residual, out, c, n)
+                        : forward_blocks<kForm, kUsual>(x, residual, out, c, n);
+}
+
+// Of an element: APA, s / lam (ln APA's derivative by kappa * z) and, if it is needed,
+// (L - s) / lam^2 (that by lam).
+struct Slopes {
+  float p, s, m;
+};
+
+template <bool kNeedParams>
+inline Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
   constexpr float kLn2 = 0.6931472f, kLb = 1.442695f;
   float t = lb_lam - lb_kappa * z;
   t = t < 1e6f ? t : 1e6f;  // APA is 0 long before, and L stays finite
@@ -172,23 +214,58 @@ inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float in
   tail = tail * y2 + 0.4000756f;
   tail = tail * y2 + 0.6666664f;
   const float L = (t > 0 ? t : 0.0f) * kLn2 + (2.0f * y + y * y2 * tail);
-  const float p = exp2_neg(L * (kLb * inv_lam));
   const bool is_left = t > 0;
-  const float s = (is_left ? inverse : E * inverse) * inv_lam;
-  const float gp = grad * p;
-  const float gpz = kForm == kApa ? gp : gp * z;
-  const float gpzs = gpz * s;
-  *grad_z = (kForm == kApa ? 0.0f : gp) + gpzs * (kLn2 * lb_kappa);
+  Slopes found;
+  found.p = exp2_neg(L * (kLb * inv_lam));
+  found.s = (is_left ? inverse : E * inverse) * inv_lam;
+  found.m = 0;
   if (kNeedParams) {
     // E^2 alone may be below all numbers where E^2 / lam^2 is not.
     const float e = E * inv_lam, v = y * inv_lam;
     const float m = e * e * q + v * v * (y * tail);
-    *lam = gpz * (is_left ? (L * inv_lam - s) * inv_lam : m);
+    found.m = is_left ? (L * inv_lam - found.s) * inv_lam : m;
+  }
+  return found;
+}
+
+template <bool kNeedParams>
+inline Slopes small_slopes(float z, float lam, float lb_kappa) {
+  const float E = small_exp(z, lb_kappa), w = lam * E;
+  Slopes found;
+  found.p = exp2_neg(small_log(E, w));
+  found.s = E * (1.0f - w * (1.0f - w * (1.0f - w * (1.0f - w))));
+  found.m = 0;
+  if (kNeedParams)
+    found.m = E * E * (0.5f - w * (0.6666667f - w * (0.75f - w * 0.8f)));
+  return found;
+}
+
+// Gradients of z, and of each element's lam and kappa.
+template <Form kForm, bool kNeedParams, Lam kLam>
+inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
+                     float* grad_z, float* lam, float* kappa) {
+  constexpr float kLn2 = 0.6931472f;
+  Slopes found = kLam == kSmall ? small_slopes<kNeedParams>(z, inv_lam, lb_kappa)
+                                : slopes<kNeedParams>(z, lb_lam, lb_kappa, inv_lam);
+  if (kLam == kMixed) {
+    const Slopes other = small_slopes<kNeedParams>(z, inv_lam, lb_kappa);
+    const bool is_small = lb_lam == kIsSmall;
+    found.p = is_small ? other.p : found.p;
+    found.s = is_small ? other.s : found.s;
+    found.m = is_small ? other.m : found.m;
+  }
+  float gp = grad * found.p;
+  if (kForm == kApa) gp = z == z ? gp : z;
+  const float gpz = kForm == kApa ? gp : gp * z;
+  const float gpzs = gpz * found.s;
+  *grad_z = (kForm == kApa ? 0.0f : gp) + gpzs * (kLn2 * lb_kappa);
+  if (kNeedParams) {
+    *lam = gpz * found.m;
     *kappa = gpzs * z;
   }
 }
 
-template <Form kForm, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, Lam kLam, typename T>
 inline __attribute__((always_inline)) void backward_block(
     const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,
     const Coefficients c, Index n, double* sums) {
@@ -200,7 +277,8 @@ inline __attribute__((always_inline)) void backward_block(
   for (Index i = 0; i < n; ++i) {
     const float z = input<kForm, false>(x, residual, c, i);
     float gz, gl = 0, gk = 0;
-    gradient<kForm, kNeedParams>(z, load(grad[i]), lb_lam, lb_kappa, inv_lam, &gz, &gl, &gk);
+    gradient<kForm, kNeedParams, kLam>(z, load(grad[i]), lb_lam, lb_kappa, inv_lam,
+                                       &gz, &gl, &gk);
     if (kNeedParams) {
       lam += gl;
       kappa += gk;
@@ -219,32 +297,41 @@ inline __attribute__((always_inline)) void backward_block(
   for (int i = 0; i < kSums; ++i) sums[i] += found[i];
 }
 
-// Adds to sums[0..4]: lam, kappa, shift, scale, residual_scale.
-template <Form kForm, bool kNeedParams, typename T>
-void backward_run(const T* x, const T* residual, const T* grad, T* grad_x,
-                  T* grad_residual, const Coefficients c, Index n, double* sums) {
+template <Form kForm, bool kNeedParams, Lam kLam, typename T>
+void backward_blocks(const T* x, const T* residual, const T* grad, T* grad_x,
+                     T* grad_residual, const Coefficients c, Index n, double* sums) {
+  const auto block = backward_block<kForm, kNeedParams, kLam, T>;
   Index i = 0;
   for (; i + kSumBlock <= n; i += kSumBlock) {
     fetch<kSumBlock>(x + i);
     fetch<kSumBlock>(grad + i);
     if (kForm == kResidual) fetch<kSumBlock>(residual + i);
-    backward_block<kForm, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
-                                      grad_residual + i, c, kSumBlock, sums);
+    block(x + i, residual + i, grad + i, grad_x + i, grad_residual + i, c, kSumBlock,
+          sums);
   }
-  backward_block<kForm, kNeedParams>(x + i, residual + i, grad + i, grad_x + i,
-                                    grad_residual + i, c, n - i, sums);
+  block(x + i, residual + i, grad + i, grad_x + i, grad_residual + i, c, n - i, sums);
+}
+
+// Adds to sums[0..4]: lam, kappa, shift, scale, residual_scale.
+template <Form kForm, bool kNeedParams, typename T>
+void backward_run(const T* x, const T* residual, const T* grad, T* grad_x,
+                  T* grad_residual, const Coefficients c, Index n, double* sums) {
+  const auto blocks = *c.lb_lam == kIsSmall
+                          ? backward_blocks<kForm, true, kSmall, T>
+                          : backward_blocks<kForm, kNeedParams, kUsual, T>;
+  blocks(x, residual, grad, grad_x, grad_residual, c, n, sums);
 }
 
 // The same with coefficients and sums for each element; sums is (5, n).
-template <Form kForm, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, Lam kLam, typename T>
 void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
                    T* grad_residual, const Coefficients c, Index n, float* sums) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
     const float z = input<kForm, true>(x, residual, c, i);
     float gz, gl = 0, gk = 0;
-    gradient<kForm, kNeedParams>(z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i], c.inv_lam[i],
-                          &gz, &gl, &gk);
+    gradient<kForm, kNeedParams, kLam>(z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i],
+                                       c.inv_lam[i], &gz, &gl, &gk);
     if (kNeedParams) {
       sums[i] += gl;
       sums[n + i] += gk;
@@ -306,7 +393,7 @@ void by_runs(const Call& call) {
                                         offset<T>(call.grad_residual, from), c, n,
                                         partial.data() + chunk * kSums);
       } else {
-        forward_run<kForm, false>(x, residual, out, c, n);
+        forward_run<kForm>(x, residual, out, c, n);
       }
     }
   }
@@ -316,7 +403,7 @@ void by_runs(const Call& call) {
 }
 
 // Channels lie side by side.
-template <Form kForm, bool kNeedParams, typename T>
+template <Form kForm, bool kNeedParams, Lam kLam, typename T>
 void by_pixels(const Call& call) {
   const Index C = call.channels;
   const Index wanted = std::max<Index>(kChunk / C, 1);
@@ -339,12 +426,12 @@ void by_pixels(const Call& call) {
         const T *residual = offset<T>(call.residual, from);
         T* out = offset<T>(call.out, from);
         if (call.backward) {
-          backward_each<kForm, kNeedParams>(
+          backward_each<kForm, kNeedParams, kLam>(
               x, residual, offset<T>(call.grad, from), out,
               offset<T>(call.grad_residual, from), c, C,
               partial.data() + chunk * kSums * C);
         } else {
-          forward_run<kForm, true>(x, residual, out, c, C);
+          forward_block<kForm, true, kLam>(x, residual, out, c, C);
         }
       }
     }
@@ -356,21 +443,26 @@ void by_pixels(const Call& call) {
             partial[(chunk * kSums + i) * C + channel];
 }
 
-template <Form kForm, typename T>
+template <Form kForm, bool kNeedParams, typename T>
 void by_layout(const Call& call) {
-  if (call.need_params)
-    call.channels_last ? by_pixels<kForm, true, T>(call) : by_runs<kForm, true, T>(call);
-  else
-    call.channels_last ? by_pixels<kForm, false, T>(call)
-                       : by_runs<kForm, false, T>(call);
+  if (!call.channels_last) return by_runs<kForm, kNeedParams, T>(call);
+  const bool any_small = std::find(call.lb_lam, call.lb_lam + call.channels,
+                                   kIsSmall) != call.lb_lam + call.channels;
+  any_small ? by_pixels<kForm, true, kMixed, T>(call)
+            : by_pixels<kForm, kNeedParams, kUsual, T>(call);
+}
+
+template <Form kForm, typename T>
+void by_need(const Call& call) {
+  call.need_params ? by_layout<kForm, true, T>(call) : by_layout<kForm, false, T>(call);
 }
 
 template <typename T>
 void by_form(const Call& call) {
-  if (call.form == kApa) by_layout<kApa, T>(call);
-  if (call.form == kAglu) by_layout<kAglu, T>(call);
-  if (call.form == kAffine) by_layout<kAffine, T>(call);
-  if (call.form == kResidual) by_layout<kResidual, T>(call);
+  if (call.form == kApa) by_need<kApa, T>(call);
+  if (call.form == kAglu) by_need<kAglu, T>(call);
+  if (call.form == kAffine) by_need<kAffine, T>(call);
+  if (call.form == kResidual) by_need<kResidual, T>(call);
 }
 
 }  // namespace

@@ -30,8 +30,10 @@ _FLAGS = (
 _OPTIONAL_FLAGS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 # Below about a threshold like torch's own, a second thread costs more than it brings.
 _GRAIN = 1 << 15
-# ln(lam) must not dwarf kappa * x, or rounding t would spoil exp(t).
-_LAM_RANGE = (1e-4, 1e4)
+# ln(lam) must not dwarf kappa * x, or rounding t would spoil exp(t): beyond the largest
+# lam plain torch goes on, and below the smallest one, which is ``kSmallLam`` of the
+# source, the kernels know another form, with ``kIsSmall`` in the place of log2(lam).
+_LARGEST_LAM, _SMALL_LAM, _IS_SMALL = 1e4, 1e-4, 1e9
 _LB_E = math.log2(math.e)
 NAMES = ("apa", "aglu")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -132,8 +134,8 @@ def applies(x: Tensor, lam: Tensor, kappa: Tensor) -> bool:
 
 
 def _in_range(lam: Tensor) -> bool:
-    low, high = (lam, lam) if lam.numel() == 1 else lam.aminmax()
-    return _LAM_RANGE[0] <= low.item() and high.item() <= _LAM_RANGE[1]
+    largest = lam if lam.numel() == 1 else lam.max()  # NaN, if there is one
+    return largest.item() <= _LARGEST_LAM
 
 
 def _is_finite(kappa: Tensor) -> bool:
@@ -178,15 +180,21 @@ class _Prepared:
             self.shape = call.batch, call.channels
         if not per_channel:
             # Small tensors are dear where x is small as well.
-            lam, kappa = lam.item(), kappa.item()
-            self.kept = (ctypes.c_float * 3)(math.log2(lam), 1 / lam, kappa * _LB_E)
+            lam, kappa = max(lam.item(), 0.0), kappa.item()
+            of_lam = (_IS_SMALL, lam) if lam < _SMALL_LAM else (math.log2(lam), 1 / lam)
+            self.kept = (ctypes.c_float * 3)(*of_lam, kappa * _LB_E)
             start = ctypes.addressof(self.kept)
             call.lb_lam, call.inv_lam, call.lb_kappa = start, start + 4, start + 8
             return
-        lam = lam.detach().float()
+        lam = lam.detach().float().clamp(min=0)
+        lb_lam, inv_lam = lam.log2(), lam.reciprocal()
+        is_small = lam < _SMALL_LAM
+        if is_small.any():
+            lb_lam = lb_lam.masked_fill(is_small, _IS_SMALL)
+            inv_lam = torch.where(is_small, lam, inv_lam)
         small = dict(
-            lb_lam=self._by_channel(lam.log2()),
-            inv_lam=self._by_channel(lam.reciprocal()),
+            lb_lam=self._by_channel(lb_lam),
+            inv_lam=self._by_channel(inv_lam),
             lb_kappa=self._by_channel(kappa.detach().float() * _LB_E),
         )
         if scale is not None:
@@ -287,7 +295,7 @@ def backward(
 
     The sums are float64 (5, batch, C) or, if there are no channels to tell apart,
     (5, 1, 1): the gradients of ``lam``, ``kappa``, ``shift``, ``scale`` and
-    ``residual_scale``. Without ``need_params`` the first two are 0.
+    ``residual_scale``. Without ``need_params`` the first two hold nothing of use.
 
     Other arguments are those of :func:`forward`.
     """

@@ -9,6 +9,7 @@ from mmdet.models.backbones import ResNet, ResNeXt
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
 from apa_mmdet.models import APAResNet, APAResNeXt
+from apa_mmdet.ops import use_implementation
 
 RELU = dict(type="ReLU")
 SMALL = dict(base_channels=8)
@@ -232,6 +233,32 @@ def test_folding_the_norms_changes_nothing(variant):
             torch.testing.assert_close(
                 grads[name], expected, rtol=1e-8, atol=1e-11, msg=name
             )
+
+
+@pytest.mark.parametrize("variant", FOLDED)
+def test_compiled_kernels_give_what_plain_torch_does(variant):
+    """In float32: maps to 1e-5, gradients to 1e-4 of the largest value."""
+    build, kwargs = FOLDED[variant]
+    torch.manual_seed(0)
+    model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
+    model.train()
+    results = []
+    for name in ("compiled", "plain"):
+        model.zero_grad()
+        x = X.clone().requires_grad_()
+        with use_implementation(name):
+            outs = model(x)
+            sum(out.square().mean() for out in outs).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append((outs, [x.grad, *grads]))
+    (outs, grads), (expected_outs, expected_grads) = results
+    for found, expected, tolerance in (
+        (outs, expected_outs, 1e-5),
+        (grads, expected_grads, 1e-4),
+    ):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            assert (one - other).abs().max() <= tolerance * other.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ def draw(layout, params, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = 3 * torch.randn(N, C, H, W, generator=generator, dtype=torch.float64)
     lam = torch.rand(params, generator=generator, dtype=torch.float64) * 3 + 0.01
+    if params > 1:  # some below what the kernels take logarithms of
+        lam[::7] *= 1e-5
+        lam[3] = 0
     kappa = torch.rand(params, generator=generator, dtype=torch.float64) * 4 - 1
     tensors = LAYOUTS[layout](x), lam, kappa
     return [tensor.to(dtype).double() for tensor in tensors]
@@ -121,7 +124,7 @@ def test_threads_change_no_bit(layout, params):
 def test_extreme_inputs_stay_finite():
     sizes = torch.tensor([0.0, 1e-30, 1.0, 60.0, 90.0, 1e4, 1e15, 3e38])
     x = torch.cat([sizes, -sizes])
-    for lam in (1e-4, 1.0, 1e4):
+    for lam in (-1.0, 0.0, 1e-30, 9.9e-5, 1e-4, 1.0, 1e4):
         for kappa in (-50.0, 0.0, 1.0, 50.0):
             own = [x, torch.tensor([lam]), torch.tensor([kappa])]
             own = [tensor.clone().requires_grad_() for tensor in own]
@@ -133,6 +136,33 @@ def test_extreme_inputs_stay_finite():
             torch.testing.assert_close(y.double(), exact, rtol=2e-5, atol=1e-30)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("params", [1, C])
+@pytest.mark.parametrize("lam", [-1.0, 0.0, 1e-30, 1e-7, 9.99e-5])
+@pytest.mark.parametrize("function", [aglu, apa])
+def test_small_lambdas_equal_plain_torch(layout, params, lam, function):
+    x, _, kappa = draw(layout, params)
+    tensors = [x, torch.full((params,), lam, dtype=torch.float64), kappa]
+    expected = run(function, tensors, torch.float64)
+    with use_implementation("compiled"):
+        assert chosen(x.float(), *(t.float() for t in tensors[1:])) == "compiled"
+        found = run(function, tensors, torch.float32)
+    for ours, true in zip(found, expected):
+        torch.testing.assert_close(
+            ours.double(), true, rtol=4e-6, atol=4e-6 * true.abs().max().item()
+        )
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+@pytest.mark.parametrize("function", [aglu, apa])
+def test_not_a_number_is_not_hidden(lam, function):
+    x = torch.tensor([1.0, float("nan"), -1.0])
+    with use_implementation("compiled"):
+        y, *grads = run(function, [x, torch.tensor([lam]), torch.ones(1)], x.dtype)
+    assert y.isnan().tolist() == grads[0].isnan().tolist() == [False, True, False]
+    assert grads[1].isnan() and grads[2].isnan()
+
+
 def test_what_the_kernels_do_not_take_goes_another_way():
     x, one = torch.randn(4, 4), torch.ones(1)
     taken = dict(x=x, lam=one, kappa=one)
@@ -141,7 +171,7 @@ def test_what_the_kernels_do_not_take_goes_another_way():
         dict(x=x.double()),
         dict(x=x.half()),
         dict(x=torch.randn(8, 8)[::2, ::2]),
-        dict(lam=torch.zeros(1)),
+        dict(lam=torch.tensor([float("nan")])),
         dict(lam=torch.tensor([1.0, 1.0, 2e4, 1.0])),
         dict(kappa=torch.tensor([float("inf")])),
         dict(lam=one.double()),
