@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the environment if need be, then lints, then tests.
 #
-#   bash tools/run_tests.sh                      all but the slow and the GPU tests
+#   bash tools/run_tests.sh                      all but the slow and the GPU tests,
+#                                                two files at a time
 #   bash tools/run_tests.sh -m slow              arguments go to pytest instead
 #   bash tools/run_tests.sh tests/test_compat.py
 #
@@ -16,6 +17,8 @@ bin=${APA_MMDET_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 if [ $# -eq 0 ]; then
-    set -- -m "not slow and not gpu"
+    # A file stays in one process, for its fixtures; more threads would be in the way.
+    set -- -m "not slow and not gpu" -n 2 --dist loadfile
+    export OMP_NUM_THREADS=1
 fi
 "$bin/python" -m pytest "$@"

@@ -21,7 +21,6 @@ FAST = [
     "rtmdet/rtmdet_tiny_8xb32-300e_coco",
     "sabl/sabl-cascade-rcnn_r50_fpn_1x_coco",
     "swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco",
-    "tridentnet/tridentnet_r50-caffe_1x_coco",
     "yolo/yolov3_mobilenetv2_8xb24-320-300e_coco",
     "yolox/yolox_tiny_8xb8-300e_coco",
 ]

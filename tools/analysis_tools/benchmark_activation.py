@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,20 @@ SHAPES = ((8, 64, 128, 128), (2, 256, 200, 304), (8, 100, 1024))
 UNIFORM = dict(lam=0.5, kappa=1.15)  # the middle of what training starts from
 
 
+def shape(text: str) -> tuple[int, ...]:
+    """Return the sizes that the command line gives as NxCxHxW or NxTxC.
+
+    Raises:
+        argparse.ArgumentTypeError: For anything else.
+    """
+    sizes = tuple(int(part) if part.isdecimal() else 0 for part in text.split("x"))
+    if len(sizes) not in (3, 4) or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected sizes of at least 1 as NxCxHxW or NxTxC"
+        )
+    return sizes
+
+
 def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
@@ -42,6 +57,13 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=["float32", "bfloat16"],
         choices=["float32", "bfloat16", "float16"],
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shape,
+        default=SHAPES,
+        help="NxCxHxW or NxTxC, such as 8x64x128x128",
     )
     parser.add_argument("--rounds", type=int, default=15, help="medians of so many")
     parser.add_argument(
@@ -101,26 +123,26 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
     own = {param.untyped_storage().data_ptr() for param in module.parameters()}
     kept = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         y = module(x)
     del y
     return sum(kept.values())
 
 
-def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[dict]:
+def measure(sizes: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[dict]:
     """Return a row for each activation on tensors of one shape and dtype."""
     torch.manual_seed(0)
     options = dict(device=args.device, dtype=getattr(torch, dtype))
-    x = torch.randn(shape, **options).requires_grad_()
-    grad = torch.randn(shape, **options)
-    channels = shape[1] if len(shape) == 4 else shape[-1]
-    repeats = max(2, 16_000_000 // x.numel()) * (1 if args.device == "cpu" else 20)
+    x = torch.randn(sizes, **options).requires_grad_()
+    grad = torch.randn(sizes, **options)
+    channels = sizes[1] if len(sizes) == 4 else sizes[-1]
+    repeats = min(max(2, 16_000_000 // x.numel()), 200)
+    repeats *= 1 if args.device == "cpu" else 20
     rows, times = [], {}
     calls = {}
     for name, (module, implementation) in contestants(channels, args.device).items():
@@ -145,7 +167,7 @@ def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> lis
         rows.append(
             dict(
                 activation=name,
-                shape=list(shape),
+                shape=list(sizes),
                 dtype=dtype,
                 saved_inputs=round(kept / (x.numel() * x.element_size()), 3),
             )
@@ -197,8 +219,14 @@ def hardware(device: str) -> dict[str, str]:
         if names:
             found["cpu"] = names[0].split(":", 1)[1].strip()
     if device != "cpu":
+        import triton
+
         found["gpu"] = torch.cuda.get_device_name(device)
         found["cuda"] = str(torch.version.cuda)
+        found["triton"] = triton.__version__
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True)
+        found["driver"] = answer.stdout.split("\n")[0]
     return found
 
 
@@ -238,8 +266,8 @@ def main() -> None:
     args = parse_args()
     rows = []
     for dtype in args.dtypes:
-        for shape in SHAPES:
-            rows += measure(shape, dtype, args)
+        for sizes in args.shapes:
+            rows += measure(sizes, dtype, args)
     machine = hardware(args.device)
     path = args.out / "benchmark_activation.json"
     path.write_text(json.dumps(dict(machine=machine, rows=rows), indent=1) + "\n")

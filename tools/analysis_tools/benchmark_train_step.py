@@ -16,11 +16,13 @@ buffers left out. Writes benchmark_train_step.json and .png.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -135,13 +137,18 @@ class Step:
         self.name = name
         init_default_scope(cfg.get("default_scope", "mmdet"))
         without_weights(cfg.model)
+        # All at one size; these ask the runner for the iteration's number.
+        cfg.model.get("data_preprocessor", {}).pop("batch_augments", None)
         model = MODELS.build(cfg.model)
         for module in model.modules():
             if hasattr(module, "class_frequency"):
                 module.class_frequency.fill_(0.01)
         model.init_weights()
         data = demo_mm_inputs(
-            args.batch, [[3, *args.size]] * args.batch, num_classes=40, with_mask=True
+            args.batch,
+            [[3, *args.size]] * args.batch,
+            num_classes=40,
+            with_mask="mask_head" in {**cfg.model, **cfg.model.get("roi_head", {})},
         )
         model = model.to(args.device).train()
         if hasattr(model, "roi_head") and hasattr(model, "rpn_head"):
@@ -178,20 +185,23 @@ def saved_bytes(model: nn.Module, forward) -> int:
     own = [*model.parameters(), *model.buffers()]
     seen = {tensor.untyped_storage().data_ptr(): None for tensor in own}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         # Kept alive, so that no address is used again.
-        seen.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))
-        return tensor
+        seen.setdefault(storage.data_ptr(), storage)
+        # The tensor itself, kept by what made it, would never be freed.
 
     torch.manual_seed(1)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
         forward()
-    return sum(entry[0] for entry in seen.values() if entry)
+    return sum(storage.nbytes() for storage in seen.values() if storage is not None)
 
 
 def peak_memory(step: Step, device: str) -> int | None:
-    """Return the most memory held in a step: of the device, or of the process."""
+    """Return the most memory held in a step: of the device, or of the process.
+
+    The process holds all that is compared, and what its allocator keeps back.
+    """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -253,50 +263,66 @@ def compare(steps: list[Step], args: argparse.Namespace) -> list[dict]:
     ]
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
-    """Measure the configs together, or each beside its twin."""
+def title(path: str) -> str:
+    """Return a config's folder and name."""
+    return f"{Path(path).resolve().parent.name}/{Path(path).stem}"
+
+
+def read(path: str, device: str) -> Config:
+    """Return a config; on a CPU, CARAFE (CUDA alone) becomes a deconvolution."""
+    cfg = Config.fromfile(path)
+    mask_head = cfg.model.get("roi_head", {}).get("mask_head", {})
+    if device == "cpu" and "carafe" in str(mask_head.get("upsample_cfg")):
+        mask_head.upsample_cfg = dict(type="deconv", scale_factor=2)
+    return cfg
+
+
+def measure(args: argparse.Namespace) -> Iterator[list[dict]]:
+    """Measure the configs together, or each beside its twin; yield rows so far."""
     if not args.relu_twin:
         shared = []
-        return compare(
-            [
-                Step(Path(path).stem, Config.fromfile(path), args, shared)
-                for path in args.configs
-            ],
-            args,
-        )
+        steps = [
+            Step(title(path), read(path, args.device), args, shared)
+            for path in args.configs
+        ]
+        yield compare(steps, args)
+        return
     rows = []
     for path in args.configs:
-        twin, cfg, shared = Config.fromfile(path), Config.fromfile(path), []
+        twin, cfg, shared = read(path, args.device), read(path, args.device), []
         relu_twin(twin.model)
         steps = [
             Step(name, own, args, shared)
-            for name, own in (("twin", twin), (Path(path).stem, cfg))
+            for name, own in (("twin", twin), (title(path), cfg))
         ]
         before, after = compare(steps, args)
         after["twin"] = {key: before[key] for key in ("seconds", "saved_mib")}
         rows.append(after)
-    return rows
+        yield rows
+        del steps
+        gc.collect()  # detectors hold themselves in cycles
 
 
 def main() -> None:
     """Measure, write and print."""
     args = parse_args()
-    rows = measure(args)
     what = dict(batch=args.batch, size=list(args.size), rounds=args.rounds)
     machine = hardware(args.device)
     path = args.out / f"{args.name}.json"
-    path.write_text(json.dumps(dict(machine=machine, **what, rows=rows), indent=1))
+    for rows in measure(args):  # a later config that fails takes nothing with it
+        found = dict(machine=machine, **what, rows=rows)
+        path.write_text(json.dumps(found, indent=1) + "\n")
     plot(rows, path.with_suffix(".png"), "ReLU twin" if args.relu_twin else "the first")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     base = "each config's twin" if args.relu_twin else "the first config"
     sizes = f"{args.batch} x 3 x {args.size[0]} x {args.size[1]}"
     print(f"{sizes}, {rows[0]['part']}, ratios to {base}")
     head = ("step s", "ratio", "saved MiB", "ratio", "peak MiB")
-    print(f"{'config':36}" + "".join(f"{name:>11}" for name in head))
+    print(f"{'config':44}" + "".join(f"{name:>11}" for name in head))
     for row in rows:
         peak = f"{row['peak_mib']:11.0f}" if row["peak_mib"] else f"{'-':>11}"
         print(
-            f"{row['config']:36}{row['seconds']:11.3f}{row['time_ratio']:11.3f}"
+            f"{row['config']:44}{row['seconds']:11.3f}{row['time_ratio']:11.3f}"
             f"{row['saved_mib']:11.1f}{row['saved_ratio']:11.3f}{peak}"
         )
     print(f"written: {path} and {path.with_suffix('.png').name}")

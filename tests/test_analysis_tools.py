@@ -1,0 +1,210 @@
+"""The tools that measure: the ablation of heads, and the benchmarks."""
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+REPO = Path(__file__).parents[1]
+TOOLS = REPO / "tools/analysis_tools"
+R18 = REPO / "configs/mini_lvis/mask_rcnn_r18_apa.py"
+
+
+def load(name):
+    """Return a tool as a module."""
+    spec = spec_from_file_location(name.removesuffix(".py"), TOOLS / name)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(module, monkeypatch, *args):
+    command = [module.__name__, *map(str, args)]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path, capsys):
+    """The function that runs a tool in an empty folder and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *args):
+        call(load(name), monkeypatch, *args)
+        return capsys.readouterr().out
+
+    return run
+
+
+# ---- ablate_heads.py, its training and testing replaced by files like theirs
+
+
+class Launcher:
+    """Stands for tools/train.py and tools/test.py, and may be killed in a training."""
+
+    def __init__(self):
+        self.calls = []
+        self.dies_at = None
+
+    def __call__(self, name, config, *args, log):
+        self.calls.append((name, config))
+        if len(self.calls) == self.dies_at:
+            raise KeyboardInterrupt
+        cfg = Config.fromfile(config)
+        assert "--resume" in args or name == "test.py"
+        work = Path(args[args.index("--work-dir") + 1])
+        work.mkdir(parents=True, exist_ok=True)
+        cfg.work_dir = str(work)
+        cfg.dump(work / "config.py")  # as the runner does
+        if name == "train.py":
+            (work / "last_checkpoint").write_text(str(work / "epoch_1.pth"))
+            return
+        seed = cfg.randomness.seed
+        loss = cfg.model.roi_head.bbox_head.loss_cls
+        score = 0.5 if loss.type == "APALoss" else 0.25
+        names = [f"lvis/{k}_{n}" for k in ("bbox", "segm") for n in
+                 ("AP", "APr", "APc", "APf")]  # fmt: skip
+        (work / "now").mkdir(exist_ok=True)
+        scores = {name: score + 0.01 * seed for name in names}
+        (work / "now/scores.json").write_text(json.dumps(scores))
+
+
+@pytest.fixture
+def ablate(monkeypatch, tmp_path, mini_lvis, capsys):
+    module = load("ablate_heads.py")
+    module.call = Launcher()
+
+    def run(*args):
+        own = ["--data-root", mini_lvis, "--work-dir", tmp_path / "runs"]
+        call(module, monkeypatch, *own, *args)
+        return capsys.readouterr().out
+
+    run.launcher = module.call
+    return run
+
+
+TWO = ("--heads", "softmax", "apa", "--seeds", 0, 1, "--epochs", 1)
+
+
+def test_ablation_prints_mean_and_spread(ablate, tmp_path):
+    shown = ablate(*TWO)
+    rows = [line.split(" | ") for line in shown.splitlines() if line[:2] == "| "]
+    assert rows[1][:3] == ["| softmax", "2", "25.5 ± 0.7"]
+    assert rows[2][:3] == ["| apa", "2", "50.5 ± 0.7"]
+    written = json.loads((tmp_path / "runs/table.json").read_text())
+    assert written["epochs"] == 1
+    assert written["runs"]["apa"]["1"]["segm APr"] == pytest.approx(51)
+    assert (tmp_path / "runs/table.png").stat().st_size > 1000
+
+
+def test_ablation_goes_on_where_it_was_interrupted(ablate):
+    ablate.launcher.dies_at = 3  # in the second training
+    with pytest.raises(KeyboardInterrupt):
+        ablate(*TWO)
+    done = ablate.launcher.calls[:2]
+    ablate(*TWO)
+    again = ablate.launcher.calls[3:]
+    assert not set(done) & set(again)
+    assert len(again) == 6  # three heads' trainings and tests
+    ablate(*TWO)
+    assert ablate.launcher.calls[9:] == []
+
+
+def test_ablation_keeps_runs_of_other_settings(ablate):
+    ablate(*TWO)
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
+        ablate(*TWO[:-1], 2)
+
+
+def test_ablation_changes_the_classifier_alone(ablate, tmp_path):
+    ablate("--seeds", 3, "--epochs", 2)
+    configs = {
+        folder.name: Config.fromfile(folder / "config.py").to_dict()
+        for folder in (tmp_path / "runs").iterdir()
+        if folder.is_dir()
+    }
+    assert len(configs) == 7
+    heads = [cfg["model"]["roi_head"].pop("bbox_head") for cfg in configs.values()]
+    assert len({json.dumps(head["loss_cls"]) for head in heads}) == 7
+    assert {head["num_classes"] for head in heads} == {40}
+    assert {head["fc_out_channels"] for head in heads} == {256}
+    first, *others = configs.values()
+    assert first["train_cfg"]["max_epochs"] == 2
+    assert first["param_scheduler"][1]["T_max"] == 2
+    assert first["randomness"] == {"seed": 3}
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--config", "nowhere.py"), "--config nowhere.py: no such file"),
+        (("--epochs", 0), "--epochs 0: expected 1 or more"),
+        (("--seeds", 1, 1), "expected different ones"),
+        (("--heads", "relu"), "invalid choice: 'relu'"),
+    ],
+)
+def test_ablation_refuses(ablate, capsys, args, message):
+    with pytest.raises(SystemExit):
+        ablate(*args)
+    assert message in capsys.readouterr().err
+    assert ablate.launcher.calls == []
+
+
+# ---- the benchmarks, on little
+
+
+def test_benchmark_of_activations(tool, tmp_path):
+    small = ("--shapes", "2x8x16x16", "2x5x8", "--dtypes", "float32", "--rounds", 1)
+    shown = tool("benchmark_activation.py", *small, "--device", "cpu")
+    assert "2 x 5 x 8, float32" in shown
+    path = tmp_path / "docs/benchmarks/benchmark_activation.json"
+    found = json.loads(path.read_text())
+    assert found["machine"]["torch"]
+    saved = {
+        r["activation"]: r["saved_inputs"]
+        for r in found["rows"][: -len(found["rows"]) // 2]
+    }
+    assert saved["SiLU"] == 1 and saved["ReLU"] == 1
+    fused = [kept for name, kept in saved.items() if "compiled" in name]
+    assert len(fused) == 4 and max(fused) <= 1.01  # the input, and two numbers
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_benchmark_of_training_steps(tool, tmp_path):
+    args = ("--relu-twin", "--backbone", "--rounds", 1, "--batch", 1)
+    # On smaller images the norms' scales would weigh as much as the maps.
+    size = ("--size", 256, 256, "--device", "cpu", "--name", "twins")
+    config = REPO / "configs/lvis/mask_rcnn_r50_apa.py"
+    shown = tool("benchmark_train_step.py", *args, *size, config)
+    assert "1 x 3 x 256 x 256, backbone, ratios to each config's twin" in shown
+    (row,) = json.loads((tmp_path / "docs/benchmarks/twins.json").read_text())["rows"]
+    assert row["config"] == "lvis/mask_rcnn_r50_apa"
+    assert row["saved_ratio"] <= 1
+    assert row["saved_mib"] / row["twin"]["saved_mib"] == row["saved_ratio"]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        (
+            "benchmark_activation.py",
+            ("--shapes", "8x0x4"),
+            "8x0x4: expected sizes of at least 1",
+        ),
+        ("benchmark_train_step.py", ("no.py",), "CONFIG no.py: no such file"),
+        (
+            "benchmark_train_step.py",
+            ("--rounds", 0, R18),
+            "--rounds 0: expected at least 1",
+        ),
+    ],
+)
+def test_benchmarks_refuse(tool, capsys, tmp_path, name, args, message):
+    with pytest.raises(SystemExit):
+        tool(name, *args)
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
