@@ -10,7 +10,7 @@
 //   L - s = E^2 / ((1 + E) * (2 + E)) + 2y^3 * (...) for t <= 0, where it would cancel
 //
 // so that two exponentials, and in backward one division, are all an element costs.
-// Below kSmallLam, zero included, the same with E = exp(-kappa * z) and w = lam * E, by
+// Below lam = 1e-4, zero included, the same with E = exp(-kappa * z) and w = lam * E, by
 // series in w: where w is not small, APA is 0.
 // "lb" is the logarithm to base 2; kappa comes as lb_kappa = kappa / ln(2). Sums over
 // elements are formed in chunks whose bounds depend on the shape alone, so that they do
@@ -102,10 +102,11 @@ inline float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   return exp2_neg(L * inv_lam);
 }
 
-// The first coefficient of a channel with lam < kSmallLam, whose second one is lam.
+// The first coefficient of a channel with lam < 1e-4 (_SMALL_LAM of cpu_kernels.py),
+// whose second one is lam.
 constexpr float kIsSmall = 1e9f;  // log2(lam) of no float
 
-// E = exp(-kappa * z), held where APA is 0 for every lam < kSmallLam = 1e-4: then
+// E = exp(-kappa * z), held where APA is 0 for every lam < 1e-4: then
 // w = lam * E < 0.0128, and four terms of a series in w are exact to rounding.
 inline float small_exp(float z, float lb_kappa) {
   const float t = -lb_kappa * z;
@@ -121,7 +122,7 @@ inline float small_apa(float z, float lam, float lb_kappa) {
   return exp2_neg(small_log(E, lam * E));
 }
 
-// Which lam a run of elements has: none, all or some of them below kSmallLam.
+// Which lam a run of elements has: none, all or some of them below 1e-4.
 enum Lam { kUsual, kSmall, kMixed };
 
 // What is computed; as in cpu_kernels.py. From kAffine on, x is scaled and shifted.
@@ -163,9 +164,8 @@ inline __attribute__((always_inline)) void forward_block(
   for (Index i = 0; i < n; ++i) {
     const Index k = kEach ? i : 0;
     const float z = input<kForm, kEach>(x, residual, c, i);
-    float p = 0;
-    if (kLam != kSmall) p = apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
-    if (kLam == kSmall) p = small_apa(z, c.inv_lam[k], c.lb_kappa[k]);
+    float p = kLam == kSmall ? small_apa(z, c.inv_lam[k], c.lb_kappa[k])
+                             : apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
     if (kLam == kMixed) {
       const float other = small_apa(z, c.inv_lam[k], c.lb_kappa[k]);
       p = c.lb_lam[k] == kIsSmall ? other : p;

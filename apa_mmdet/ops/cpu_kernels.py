@@ -31,8 +31,8 @@ _OPTIONAL_FLAGS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 # Below about a threshold like torch's own, a second thread costs more than it brings.
 _GRAIN = 1 << 15
 # ln(lam) must not dwarf kappa * x, or rounding t would spoil exp(t): beyond the largest
-# lam plain torch goes on, and below the smallest one, which is ``kSmallLam`` of the
-# source, the kernels know another form, with ``kIsSmall`` in the place of log2(lam).
+# lam plain torch goes on, and below the small one the kernels know another form, whose
+# series hold for no larger one, with ``kIsSmall`` in the place of log2(lam).
 _LARGEST_LAM, _SMALL_LAM, _IS_SMALL = 1e4, 1e-4, 1e9
 _LB_E = math.log2(math.e)
 NAMES = ("apa", "aglu")

@@ -203,13 +203,19 @@ def with_statistics(model):
     return model
 
 
-@pytest.mark.parametrize("variant", FOLDED)
-def test_folding_the_norms_changes_nothing(variant):
-    """A hook on a norm keeps its operations apart."""
+def in_training(variant):
+    """Return a backbone that trains with fixed statistics."""
     build, kwargs = FOLDED[variant]
     torch.manual_seed(0)
     model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
     model.train()
+    return model
+
+
+@pytest.mark.parametrize("variant", FOLDED)
+def test_folding_the_norms_changes_nothing(variant):
+    """A hook on a norm keeps its operations apart."""
+    model = in_training(variant)
     model.double()
     results = []
     for apart in (False, True):
@@ -238,10 +244,7 @@ def test_folding_the_norms_changes_nothing(variant):
 @pytest.mark.parametrize("variant", FOLDED)
 def test_compiled_kernels_give_what_plain_torch_does(variant):
     """In float32: maps to 1e-5, gradients to 1e-4 of the largest value."""
-    build, kwargs = FOLDED[variant]
-    torch.manual_seed(0)
-    model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
-    model.train()
+    model = in_training(variant)
     results = []
     for name in ("compiled", "plain"):
         model.zero_grad()
