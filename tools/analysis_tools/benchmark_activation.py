@@ -253,10 +253,11 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.bar_label(bars, fmt="%.2f", padding=2)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.invert_yaxis()
-        axis.margins(x=0.15)
+        axis.set_xscale("log")  # plain torch takes 100 times SiLU's
+        axis.margins(x=0.2)
         axis.set(
             title=f"{' x '.join(map(str, shape))}, {dtype}",
-            xlabel="forward + backward, SiLU = 1",
+            xlabel="forward + backward, SiLU = 1, log scale",
         )
     figure.savefig(path, dpi=110)
 
