@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from apa_mmdet.ops import use_implementation
+
 REPO = Path(__file__).parents[1]
 CONFIG = str(REPO / "configs/mini_lvis/mask_rcnn_r18_apa.py")
 # Small enough for seconds: a few images, narrow layers, little to propose.
@@ -205,7 +207,7 @@ def make_runner(root, work, launcher="none", **settings):
             "randomness": dict(seed=0),
             "experiment_name": f"run_{time.time_ns()}",
             "train_cfg.val_interval": 9,
-            **settings,
+            **copy.deepcopy(settings),  # merging takes _delete_ out of them
         }
     )
     return build_runner(cfg)
@@ -236,6 +238,124 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path, mini_lvis)
         torch.testing.assert_close(resumed[key], value, rtol=0, atol=1e-6, msg=key)
         moved += key.endswith("_param")
     assert moved == 36
+
+
+class KeepLosses(Hook):
+    """Keep each iteration's loss."""
+
+    def __init__(self):
+        self.losses = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(float(outputs["loss"]))
+
+
+def propose_around_annotations(rpn_head):
+    """Train the RPN, but propose boxes that do not depend on what it has learned."""
+    original = rpn_head.loss_and_predict
+
+    def loss_and_predict(x, samples, proposal_cfg=None):
+        losses, proposals = original(x, samples, proposal_cfg=proposal_cfg)
+        fixed = []
+        for sample, proposed in zip(samples, proposals):
+            boxes = sample.gt_instances.bboxes
+            sizes = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+            boxes = torch.cat([boxes + s * sizes for s in (-0.5, -0.1, 0.1, 0.2, 0.6)])
+            scores = torch.ones(len(boxes))
+            fixed.append(type(proposed)(bboxes=boxes, scores=scores))
+        return losses, fixed
+
+    rpn_head.loss_and_predict = loss_and_predict
+
+
+class StepBothWays(Hook):
+    """Before each iteration, take its loss and gradients in plain and compiled.
+
+    Both start from the same weights, buffers and seed; weights and buffers stay.
+    """
+
+    def __init__(self):
+        self.loss_differences, self.gradient_differences = [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        model = runner.model
+        buffers = {name: value.clone() for name, value in model.named_buffers()}
+        results = []
+        for implementation in ("plain", "compiled"):
+            torch.manual_seed(runner.iter)
+            model.zero_grad()
+            with use_implementation(implementation):
+                batch = model.data_preprocessor(copy.deepcopy(data_batch), True)
+                loss, _ = model.parse_losses(model(**batch, mode="loss"))
+                loss.backward()
+            used = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            results.append((float(loss), torch.cat(used).double()))
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+        model.zero_grad()
+        (plain, plain_grad), (compiled, compiled_grad) = results
+        self.loss_differences.append(abs(compiled / plain - 1))
+        off = (compiled_grad - plain_grad).norm() / plain_grad.norm()
+        self.gradient_differences.append(float(off))
+
+
+@pytest.mark.slow
+def test_plain_and_compiled_kernels_agree_on_each_step_of_training(tmp_path, mini_lvis):
+    settings = {
+        "train_cfg": dict(_delete_=True, type="IterBasedTrainLoop", max_iters=60),
+        "train_cfg.val_interval": 1000,
+    }
+    runner = make_runner(mini_lvis, tmp_path, **settings)
+    both = StepBothWays()
+    runner.register_hook(both)
+    runner.train()
+    losses = np.array(both.loss_differences)
+    gradients = np.array(both.gradient_differences)
+    print(f"losses differ by {np.median(losses):.1e} (median), {losses.max():.1e}")
+    print(f"gradients by {np.median(gradients):.1e} (median), {gradients.max():.1e}")
+    assert len(losses) == 60
+    assert gradients.max() > 0  # other kernels did run
+    # Where rounding decides which boxes are sampled, the loss differs more.
+    assert (losses < 1e-6).mean() >= 0.9
+    assert losses.max() < 1e-2
+    assert (gradients < 1e-3).mean() >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm_eval", [False, True])
+def test_plain_and_compiled_kernels_learn_alike(tmp_path, mini_lvis, norm_eval):
+    # What rounding decides is taken out: which boxes NMS and the sampler keep, and
+    # the sign of an L1 loss at its kink. With them two runs of plain torch on one and
+    # two threads part as well.
+    smooth = dict(_delete_=True, type="SmoothL1Loss", beta=1.0)
+    sgd = dict(_delete_=True, type="SGD", lr=3e-4, momentum=0.9, weight_decay=1e-4)
+    settings = {
+        "train_cfg": dict(_delete_=True, type="IterBasedTrainLoop", max_iters=200),
+        "train_cfg.val_interval": 1000,
+        "param_scheduler": [],
+        "optim_wrapper.optimizer": sgd,
+        "model.backbone.norm_eval": norm_eval,
+        "model.rpn_head.loss_bbox": smooth,
+        "model.roi_head.bbox_head.loss_bbox": smooth,
+        "model.train_cfg.rcnn.sampler.num": 1024,
+    }
+    curves, weights = [], []
+    for implementation in ("plain", "compiled"):
+        with use_implementation(implementation):
+            runner = make_runner(mini_lvis, tmp_path / implementation, **settings)
+            kept = KeepLosses()
+            runner.register_hook(kept)
+            propose_around_annotations(runner.model.rpn_head)
+            runner.train()
+        curves.append(torch.tensor(kept.losses, dtype=torch.float64))
+        weights.append(runner.model.backbone.conv1.weight.detach())
+    plain, compiled = curves
+    assert len(plain) == 200
+    assert plain[-20:].mean() < 0.8 * plain[:20].mean()
+    assert not torch.equal(*weights)  # other kernels did run
+    worst = float((compiled / plain - 1).abs().max())
+    print(f"largest difference of 200 losses: {worst:.1e}")
+    assert worst < 1e-3
 
 
 def test_two_processes(tmp_path, mini_lvis):
