@@ -28,6 +28,9 @@
 
 namespace {
 
+// A call that is not inlined keeps the loop around it from being vectorized.
+#define INLINE inline __attribute__((always_inline))
+
 using Index = std::int64_t;
 
 constexpr Index kChunk = 1 << 13;  // elements worked on at a time by one thread
@@ -65,7 +68,7 @@ inline void store(float value, BFloat16* to) {
 
 // 2^-x for x >= 0, 0 beyond kFar. The integer part goes to the exponent's bits; the
 // polynomial is fitted to 2^f on [-1/2, 1/2], to 2e-8 relative.
-inline float exp2_neg(float x) {
+INLINE float exp2_neg(float x) {
   const float held = x < kFar ? x : kFar;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = magic - held;
@@ -86,7 +89,7 @@ inline float exp2_neg(float x) {
 }
 
 // APA(z). ln(1 + E) is a polynomial of degree 9 on [0, 1], to 5e-8 relative.
-inline float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
+INLINE float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   const float t = lb_lam - lb_kappa * z;  // in base 2, as L
   const float E = exp2_neg(t < 0 ? -t : t);
   float L = 0.007395402f;
@@ -108,16 +111,16 @@ constexpr float kIsSmall = 1e9f;  // log2(lam) of no float
 
 // E = exp(-kappa * z), held where APA is 0 for every lam < 1e-4: then
 // w = lam * E < 0.0128, and four terms of a series in w are exact to rounding.
-inline float small_exp(float z, float lb_kappa) {
+INLINE float small_exp(float z, float lb_kappa) {
   const float t = -lb_kappa * z;
   return 128.0f * exp2_neg(t < 7.0f ? 7.0f - t : 0.0f);
 }
 // ln(1 + w) / lam in base 2.
-inline float small_log(float E, float w) {
+INLINE float small_log(float E, float w) {
   return E * (1.442695f - w * (0.7213475f - w * (0.4808983f - w * 0.3606738f)));
 }
 
-inline float small_apa(float z, float lam, float lb_kappa) {
+INLINE float small_apa(float z, float lam, float lb_kappa) {
   const float E = small_exp(z, lb_kappa);
   return exp2_neg(small_log(E, lam * E));
 }
@@ -139,7 +142,7 @@ struct Coefficients {
 };
 
 template <Form kForm, bool kEach, typename T>
-inline float input(const T* x, const T* residual, const Coefficients& c, Index i) {
+INLINE float input(const T* x, const T* residual, const Coefficients& c, Index i) {
   const Index k = kEach ? i : 0;
   float z = load(x[i]);
   if (kForm >= kAffine) z = c.scale[k] * z + c.shift[k];
@@ -158,7 +161,7 @@ inline void fetch(const T* from) {
 }
 
 template <Form kForm, bool kEach, Lam kLam, typename T>
-inline __attribute__((always_inline)) void forward_block(
+INLINE void forward_block(
     const T* x, const T* residual, T* out, const Coefficients c, Index n) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
@@ -200,7 +203,7 @@ struct Slopes {
 };
 
 template <bool kNeedParams>
-inline Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
+INLINE Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
   constexpr float kLn2 = 0.6931472f, kLb = 1.442695f;
   float t = lb_lam - lb_kappa * z;
   t = t < 1e6f ? t : 1e6f;  // APA is 0 long before, and L stays finite
@@ -229,7 +232,7 @@ inline Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
 }
 
 template <bool kNeedParams>
-inline Slopes small_slopes(float z, float lam, float lb_kappa) {
+INLINE Slopes small_slopes(float z, float lam, float lb_kappa) {
   const float E = small_exp(z, lb_kappa), w = lam * E;
   Slopes found;
   found.p = exp2_neg(small_log(E, w));
@@ -242,7 +245,7 @@ inline Slopes small_slopes(float z, float lam, float lb_kappa) {
 
 // Gradients of z, and of each element's lam and kappa.
 template <Form kForm, bool kNeedParams, Lam kLam>
-inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
+INLINE void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
                      float* grad_z, float* lam, float* kappa) {
   constexpr float kLn2 = 0.6931472f;
   Slopes found = kLam == kSmall ? small_slopes<kNeedParams>(z, inv_lam, lb_kappa)
@@ -265,8 +268,9 @@ inline void gradient(float z, float grad, float lb_lam, float lb_kappa, float in
   }
 }
 
+// Not inlined, so that blocks and what is left of a row share one copy to compile.
 template <Form kForm, bool kNeedParams, Lam kLam, typename T>
-inline __attribute__((always_inline)) void backward_block(
+__attribute__((noinline)) void backward_block(
     const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,
     const Coefficients c, Index n, double* sums) {
   float lam = 0, kappa = 0, shift = 0, scale = 0, residual_scale = 0;
