@@ -13,7 +13,7 @@ from apa_mmdet.ops import use_implementation
 
 RELU = dict(type="ReLU")
 SMALL = dict(base_channels=8)
-X = torch.randn(2, 3, 64, 64)
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 VARIANTS = {
     "r18": (APAResNet, ResNet, dict(depth=18, **SMALL)),
@@ -243,12 +243,12 @@ def test_folding_the_norms_changes_nothing(variant):
 
 @pytest.mark.parametrize("variant", FOLDED)
 def test_compiled_kernels_give_what_plain_torch_does(variant):
-    """In float32: maps to 1e-5, gradients to 1e-4 of the largest value."""
+    """Float32 against float64: maps to 1e-5, gradients to 1e-4 of their largest."""
     model = in_training(variant)
     results = []
-    for name in ("compiled", "plain"):
-        model.zero_grad()
-        x = X.clone().requires_grad_()
+    for name, dtype in (("compiled", torch.float32), ("plain", torch.float64)):
+        model.to(dtype).zero_grad()
+        x = X.to(dtype, copy=True).requires_grad_()
         with use_implementation(name):
             outs = model(x)
             sum(out.square().mean() for out in outs).backward()
@@ -260,8 +260,11 @@ def test_compiled_kernels_give_what_plain_torch_does(variant):
         (grads, expected_grads, 1e-4),
     ):
         assert len(found) == len(expected)
+        # What rounding leaves of a sum that cancels is no smaller where the sum is.
+        rounding = 1e-7 * max(other.abs().max() for other in expected)
         for one, other in zip(found, expected):
-            assert (one - other).abs().max() <= tolerance * other.abs().max()
+            off = (one - other).abs().max()
+            assert off <= tolerance * other.abs().max() + rounding
 
 
 @pytest.mark.parametrize(
