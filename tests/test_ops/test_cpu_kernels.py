@@ -125,8 +125,8 @@ def test_threads_change_no_bit(layout, params):
 
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_short_rows_are_as_quick_as_long_ones(with_residual):
-    # Rows of 200 are shorter than a block and have a loop of their own, which takes six
-    # times as long where the compiler leaves it scalar.
+    # Rows of 200 are shorter than a block and have a loop of their own, which took four
+    # times as long while the compiler left it scalar.
     def seconds(inner):
         x, residual, grad = torch.randn(3, 1, 204800 // inner, inner, 1)
         small = torch.ones(x.shape[1])
