@@ -118,20 +118,20 @@ def seconds(function: Callable[[], object], device: str, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Return the bytes of the storages kept for backward, parameters left out."""
-    own = {param.untyped_storage().data_ptr() for param in module.parameters()}
-    kept = {}
+def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Return the bytes of distinct storages kept, parameters and buffers left out."""
+    own = [*model.parameters(), *model.buffers()]
+    seen = {tensor.untyped_storage().data_ptr(): None for tensor in own}
 
-    def pack(tensor: Tensor) -> None:
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        # Kept alive, so that no address is used again.
+        seen.setdefault(storage.data_ptr(), storage)
+        # The tensor itself, kept by what made it, would never be freed.
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-        y = module(x)
-    del y
-    return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
+        forward()
+    return sum(storage.nbytes() for storage in seen.values() if storage is not None)
 
 
 def measure(sizes: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[dict]:
@@ -163,7 +163,7 @@ def measure(sizes: tuple[int, ...], dtype: str, args: argparse.Namespace) -> lis
         calls[name] = forward, both
         times[name] = [], []
         with use_implementation(implementation):
-            kept = saved_bytes(module, x)
+            kept = saved_bytes(module, lambda: module(x))  # noqa: B023  called at once
         rows.append(
             dict(
                 activation=name,

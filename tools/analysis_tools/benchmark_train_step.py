@@ -35,7 +35,12 @@ from torch import Tensor, nn
 import apa_mmdet  # noqa: F401  registers everything
 
 sys.path.insert(0, str(Path(__file__).parent))
-from benchmark_activation import hardware, ratio, synchronize  # noqa: E402
+from benchmark_activation import (  # noqa: E402
+    hardware,
+    ratio,
+    saved_bytes,
+    synchronize,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -177,24 +182,8 @@ class Step:
 
     def saved_bytes(self) -> int:
         """Return the bytes that autograd keeps for backward."""
+        torch.manual_seed(1)  # the same proposals are sampled
         return saved_bytes(self.model, self.loss)
-
-
-def saved_bytes(model: nn.Module, forward) -> int:
-    """Return the bytes of distinct storages kept, parameters and buffers left out."""
-    own = [*model.parameters(), *model.buffers()]
-    seen = {tensor.untyped_storage().data_ptr(): None for tensor in own}
-
-    def note(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        # Kept alive, so that no address is used again.
-        seen.setdefault(storage.data_ptr(), storage)
-        # The tensor itself, kept by what made it, would never be freed.
-
-    torch.manual_seed(1)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
-        forward()
-    return sum(storage.nbytes() for storage in seen.values() if storage is not None)
 
 
 def peak_memory(step: Step, device: str) -> int | None:
