@@ -164,6 +164,7 @@ class Step:
 
     def loss(self) -> Tensor:
         """Return the loss of one forward pass."""
+        torch.manual_seed(1)  # the same proposals are sampled
         if self.is_backbone:
             return sum(level.mean() for level in self.model(self.data["inputs"]))
         losses = self.model(**self.data, mode="loss")
@@ -176,13 +177,11 @@ class Step:
 
     def __call__(self) -> None:
         """Take a step, without an optimizer's update."""
-        torch.manual_seed(1)  # the same proposals are sampled
         self.model.zero_grad(set_to_none=True)
         self.loss().backward()
 
     def saved_bytes(self) -> int:
         """Return the bytes that autograd keeps for backward."""
-        torch.manual_seed(1)  # the same proposals are sampled
         return saved_bytes(self.model, self.loss)
 
 
