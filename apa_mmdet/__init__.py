@@ -25,6 +25,7 @@ def _install() -> None:
     from mmengine.registry import MODELS
 
     from . import compat
+    from .conversion import add_rules
     from .layers import AGLU, APA
 
     compat.apply()
@@ -34,6 +35,8 @@ def _install() -> None:
     # These register what they define when they are imported.
     for room in ("layers.attention", "models", "engine", "evaluation.lvis_metric"):
         import_module(f"{__name__}.{room}")
+    # convert_activations() then knows MMDetection's residual blocks, losses and so on.
+    add_rules(import_module(f"{__name__}.models.conversion_rules").RULES)
 
 
 if is_installed("mmengine"):
