@@ -12,7 +12,11 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from apa_mmdet.models import APAResNet, APAResNeXt
-from apa_mmdet.models.published import from_published, is_published, to_published
+from apa_mmdet.models.published_checkpoints import (
+    from_published,
+    is_published,
+    to_published,
+)
 
 
 @pytest.fixture
@@ -148,8 +152,8 @@ def test_nothing_is_read_before_there_is_room_for_the_result(
     monkeypatch.setattr(tool, "read_checkpoint", None)
     for arguments, words in (
         (("nowhere.pth", tmp_path / "x.pth"), "input nowhere.pth: no such file"),
-        ((file, tmp_path / "no/x.pth"), f"no folder {tmp_path}/no; make it"),
-        ((file, tmp_path / "out.pth"), "out-01234567.pth is already there"),
+        ((file, tmp_path / "no/x.pth"), f"no folder {tmp_path}/no; create it"),
+        ((file, tmp_path / "out.pth"), "out-01234567.pth already exists"),
         ((file, tmp_path / "folder"), "expected the name of a file"),
     ):
         with pytest.raises(SystemExit, match=words):
@@ -168,7 +172,7 @@ def spoil(kind, small, path):
     """Write a file that must be refused; return a word of the reason."""
     touched = path.parent / "touched"
     contents = {
-        "number": (3, "holds a int, expected a dict"),
+        "number": (3, "contains a int, expected a dict"),
         "no weights": ({"epoch": 3}, "expected weights by name.*got epoch"),
         "hostile": ({**small, "x": Touch(touched)}, "asks for posix.system.*refused"),
         "namespace": (argparse.Namespace(_x=Touch), "refused|asks for|cannot be read"),

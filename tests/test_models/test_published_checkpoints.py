@@ -18,7 +18,11 @@ from torch import nn
 
 from apa_mmdet.engine.launch import prepare_load_from
 from apa_mmdet.models import APAResNet
-from apa_mmdet.models.published import from_published, is_published, to_published
+from apa_mmdet.models.published_checkpoints import (
+    from_published,
+    is_published,
+    to_published,
+)
 
 PLUGINS = {"se": "APASELayer", "cbam": "APACBAM"}
 
@@ -371,7 +375,7 @@ def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
         starting_from(published_state(**SMALL), path, resume=True)
     for content, words in (
         ({"model": Touch(touched)}, "asks for posix.system.*refused"),
-        (3, "file.pth: holds a int, expected a dict"),
+        (3, "file.pth: contains a int, expected a dict"),
         ({"state_dict": 3}, "'state_dict' is a int"),
         ({"epoch": 3}, "expected weights by name.*got epoch"),
     ):
@@ -540,7 +544,7 @@ def test_another_architecture_is_refused_with_the_setting(
     state = published_state(**SMALL, **file)
     model = backbone(**{"base_channels": 16, **model})
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="of another architecture.*" + words):
+    with pytest.raises(RuntimeError, match="has another architecture.*" + words):
         mmengine_loads(model, state, tmp_path / "file.pth")
     with pytest.raises(RuntimeError, match=words):
         model.load_state_dict(state, strict=False)
