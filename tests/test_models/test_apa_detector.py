@@ -433,8 +433,8 @@ def test_fuse_conv_bn():
 
 
 def test_amp():
-    # On a CPU, torch's bfloat16 convolution of stride 2 has wrong gradients for a single
-    # pixel, which P6 of a smaller image would be.
+    # On a CPU, torch's bfloat16 convolution of stride 2 has wrong gradients for a
+    # single pixel, which P6 of a smaller image would be.
     batch = demo_mm_inputs(2, (3, 128, 128), num_classes=3)
     losses, dtypes = [], []
     for converted, enabled in ((True, True), (True, False), (False, True)):

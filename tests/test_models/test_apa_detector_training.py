@@ -514,7 +514,7 @@ def _compare_with_the_joint_batch(model):
     together = MMDistributedDataParallel(copy.deepcopy(single))
     torch.manual_seed(0)
     joint = torch.randn(4, 3, 64, 64)
-    alone(joint).backward()
+    single(joint).backward()
     together(joint.chunk(2)[dist.get_rank()]).backward()
     compared = 0
     pairs = zip(single.named_parameters(), together.module.parameters())

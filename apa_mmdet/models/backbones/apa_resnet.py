@@ -9,7 +9,7 @@ from mmdet.models.backbones.resnext import ResNeXt
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .. import published
+from ..published_checkpoints import adapt_published
 from .folding import norm_activation
 from .residual_block import PER_SITE_BLOCKS, build_activation
 
@@ -57,7 +57,7 @@ class _PerSiteActivations:
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # torch and MMEngine both call this for every checkpoint that is loaded.
-        published.adapt(state_dict, prefix, self)
+        adapt_published(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _freeze_stages(self) -> None:
@@ -76,7 +76,8 @@ class APAResNet(_PerSiteActivations, ResNet):
     addition. All other keys are those of mmdet's ResNet, so its checkpoints load.
     Stages frozen by ``frozen_stages`` freeze their activations too, as does the stem.
     With ``act_cfg=dict(type='ReLU')`` it computes exactly what mmdet's ResNet does. The
-    authors' checkpoints load as they are, see :mod:`apa_mmdet.models.published`.
+    authors' checkpoints load as they are
+    (:mod:`apa_mmdet.models.published_checkpoints`).
 
     While batch statistics are fixed (``norm_eval=True``, MMDetection's default), norm
     and AGLU are one operation, and so is the end of a block without plugins or with an
