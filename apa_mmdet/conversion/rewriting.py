@@ -41,7 +41,7 @@ class ActivationSites(nn.ModuleDict):
         """
         raise RuntimeError(
             f"this call of {self._name} has no site: it is outside the module's own "
-            f"methods, or a condition excluded it when the model was converted. Set "
+            f"methods, or a condition excluded it when the model was converted; set "
             f"the module's attributes before the conversion, call one of the sites "
             f"{list(self)}, or exclude this activation from the conversion"
         )
@@ -108,9 +108,8 @@ def _changed(owner: type, *methods: str) -> RuntimeError:
     return RuntimeError(
         f"{' and '.join(sorted(methods))}() of {owner.__module__}."
         f"{owner.__qualname__} is not what it was when this model was converted: the "
-        f"source of the class has changed, or another release of it is installed. "
-        f"Build the model anew, convert it, and load a state_dict; a pickled "
-        f"converted model is bound to the source it was made from"
+        f"source of the class has changed, or another release of it is installed; "
+        f"build the model anew, convert it, and load a state_dict instead"
     )
 
 

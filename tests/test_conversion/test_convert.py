@@ -579,7 +579,7 @@ def test_a_frozen_neighbour_freezes():
     assert model[3].kappa_param.requires_grad
 
 
-def test_only_a_frozen_norm_does_not_freeze():
+def test_freezing_only_the_norm_does_not_freeze():
     """MMDetection's caffe-style backbones freeze every norm's weights."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     model[1].requires_grad_(False)
