@@ -64,7 +64,7 @@ def _install() -> None:
         "evaluation.lvis_metric",  # LVISFastMetric
     ):
         import_module(f"{__name__}.{module}")
-    # Only convert_activations() asks for these: what MMDetection's classes mean to it.
+    # What MMDetection's classes mean to convert_activations(); nothing else uses it.
     add_rules(import_module(f"{__name__}.models.conversion_rules").RULES)
 
 
