@@ -24,7 +24,7 @@ def convert_activations(
     types: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     gates: bool = False,
-    filter_fn: FilterFn | None = None,
+    filter_fn: FilterFn | str | None = None,
 ) -> ConversionReport:
     """Replace a model's fixed activations by learnable ones, in place.
 
@@ -73,6 +73,7 @@ def convert_activations(
         filter_fn: ``filter_fn(module, path) -> bool``, called with each activation that
             the other options select and its path in the converted model; False leaves
             it. For a function called inline, ``module`` is the module that computes it.
+            Also the function's name, ``'package.module.function'``.
 
     Returns:
         The report, which is also kept as ``model.conversion_report``.
@@ -81,7 +82,8 @@ def convert_activations(
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
             or ``filter_fn`` cannot be called.
         ValueError: If the model has been converted already, a part, type or pattern
-            matches nothing, or ``init`` is not a starting value.
+            matches nothing, ``filter_fn`` names nothing, or ``init`` is not a starting
+            value.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
