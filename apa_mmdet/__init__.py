@@ -32,7 +32,7 @@ def _install() -> None:
     for layer in (AGLU, APA):
         MODELS.register_module(module=layer)
     # These register what they define when they are imported.
-    for room in ("layers.attention", "models", "engine", "evaluation.lvis_metric"):
+    for room in ("layers.attention", "models", "engine", "evaluation.metric"):
         import_module(f"{__name__}.{room}")
 
 
