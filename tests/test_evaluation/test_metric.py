@@ -388,6 +388,10 @@ def test_bad_predictions_are_refused_by_process(truth_path, samples):
     assert_refused(
         "mask of another size than its image, 96 x 96", masks=lambda m: m[:, :-1]
     )
+    rles = [dict(size=[96, 96], counts=b"123")] * len(
+        samples[0]["pred_instances"]["masks"]
+    )
+    assert_refused("damaged mask, .*first: detection", masks=lambda _: rles)
     without = {**samples[0]["pred_instances"]}
     del without["masks"]
     with pytest.raises(

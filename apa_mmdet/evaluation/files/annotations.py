@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.errors import InputErrors
 from ..core.ground_truth import GroundTruth, lookup
-from ..core.masks import PackedMasks, encode, find_damaged
+from ..core.masks import PackedMasks, encode
 from ..core.params import FREQUENCIES
 from .json_stream import iter_members
 
@@ -144,28 +145,46 @@ class _Annotations:
         self, images: list[_Image], categories: list[_Category]
     ) -> GroundTruth:
         """Check what was read and return it, sorted."""
+        errors = InputErrors(str(self._path))
         images.sort(key=lambda image: image.id)
         file_ids = np.array([category.id for category in categories], dtype=np.int64)
         by_id = np.argsort(file_ids)
         categories = [categories[index] for index in by_id]
         image_ids = np.array([image.id for image in images], dtype=np.int64)
         class_ids = file_ids[by_id]
-        self._check_unique("image", image_ids)
-        self._check_unique("category", class_ids)
-        self._check_unique("annotation", np.sort(np.asarray(self._ids)))
-        image_index = self._index_of("image", image_ids, self._image_ids)
-        class_index = self._index_of("category", class_ids, self._category_ids)
-        boxes = np.asarray(self._boxes).reshape(-1, 4)
-        self._check_numbers(boxes)
+        for kind, ids in (
+            ("image", image_ids),
+            ("category", class_ids),
+            ("annotation", np.sort(np.asarray(self._ids))),
+        ):
+            is_repeated = np.append(False, ids[1:] == ids[:-1])
+            errors.add_where(
+                f"{kind} id used more than once",
+                is_repeated,
+                lambda i, ids=ids: str(ids[i]),
+            )
+        index = []
+        for name, ids, sorted_ids in (
+            ("image_id", self._image_ids, image_ids),
+            ("category_id", self._category_ids, class_ids),
+        ):
+            rows, is_known = lookup(sorted_ids, np.asarray(ids))
+            index.append(rows.astype(np.int32))
+            errors.add_where(
+                f"unknown {name}",
+                ~is_known,
+                lambda i, ids=ids: f"{self._name(i)} ({ids[i]})",
+            )
+        image_index, class_index = index
+        boxes, areas = np.asarray(self._boxes).reshape(-1, 4), np.asarray(self._areas)
+        errors.add_bad_numbers(self._name, boxes, area=areas)
+        errors.raise_if_any(len(areas), "annotations")
         heights = np.array([image.height for image in images], dtype=np.int32)
         widths = np.array([image.width for image in images], dtype=np.int32)
-        masks = None
-        if self._with_masks:
-            num_pixels = heights.astype(np.int64) * widths
-            masks = self._pack_masks(num_pixels[image_index])
+        num_pixels = (heights.astype(np.int64) * widths)[image_index]
+        masks = self._pack_masks(errors, num_pixels) if self._with_masks else None
 
         # lvis-api drops annotations without area.
-        areas = np.asarray(self._areas)
         order = np.lexsort((class_index, image_index))
         order = order[areas[order] > 0]
         image_index, class_index = image_index[order], class_index[order]
@@ -191,51 +210,19 @@ class _Annotations:
             masks=None if masks is None else masks.take(order),
         )
 
-    def _check_unique(self, kind: str, sorted_ids: np.ndarray) -> None:
-        repeated = np.unique(sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]])
-        if len(repeated):
-            raise ValueError(
-                f"{self._path}: {len(repeated)} {kind} ids are used more than once, "
-                f"the first: {repeated[:3].tolist()}"
-            )
+    def _name(self, row: int) -> str:
+        return f"annotation {self._ids[row]}"
 
-    def _index_of(self, kind: str, sorted_ids: np.ndarray, ids: array) -> np.ndarray:
-        index, is_known = lookup(sorted_ids, np.asarray(ids))
-        if not is_known.all():
-            first = np.flatnonzero(~is_known)[:3]
-            raise ValueError(
-                f"{self._path}: {(~is_known).sum()} of {len(ids)} annotations refer to "
-                f"an unknown {kind}, the first: "
-                + ", ".join(
-                    f"annotation {self._ids[i]} ({kind}_id {ids[i]})" for i in first
-                )
-            )
-        return index.astype(np.int32)
-
-    def _check_numbers(self, boxes: np.ndarray) -> None:
-        is_bad = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1)
-        is_bad |= ~np.isfinite(np.asarray(self._areas))
-        self._refuse(
-            is_bad, "a box of negative size, or a box or area that is not finite"
-        )
-
-    def _pack_masks(self, num_pixels: np.ndarray) -> PackedMasks:
+    def _pack_masks(self, errors: InputErrors, num_pixels: np.ndarray) -> PackedMasks:
         for row, segmentation in self._pending:
             self._counts[row] = self._encode(self._image_ids[row], segmentation)
         masks = PackedMasks.pack(self._counts)
         rles = np.flatnonzero(self._is_rle)
-        is_damaged = np.zeros(len(masks), bool)
-        is_damaged[rles] = find_damaged(masks.take(rles), num_pixels[rles])
-        self._refuse(is_damaged, "a damaged mask, an RLE that does not fill its image")
+        errors.add_damaged(
+            lambda i: self._name(rles[i]), masks.take(rles), num_pixels[rles]
+        )
+        errors.raise_if_any(len(masks), "annotations")
         return masks
-
-    def _refuse(self, is_bad: np.ndarray, problem: str) -> None:
-        if is_bad.any():
-            first = np.asarray(self._ids)[is_bad][:3].tolist()
-            raise ValueError(
-                f"{self._path}: {is_bad.sum()} of {len(is_bad)} annotations have "
-                f"{problem}, the first: {first}"
-            )
 
 
 def _pairs(lists: list[array], class_ids: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.detections import Detections
 from ..core.errors import InputErrors
 from ..core.ground_truth import GroundTruth, lookup
-from ..core.masks import PackedMasks, encode, find_damaged, measure
+from ..core.masks import PackedMasks, encode, measure
 from ..core.workers import progress_bar
 from .json_stream import iter_array
 
@@ -147,9 +147,7 @@ class _Reader:
             ~is_class,
             lambda i: f"result {i} ({category_ids[i]})",
         )
-        errors.add_bad_numbers(
-            scores, boxes, lambda i: f"result {i} (image {image_ids[i]})"
-        )
+        errors.add_bad_numbers(self._name, boxes, score=scores)
         masks = PackedMasks.pack(self._counts) if self._with_masks else None
         if masks is not None:
             self._add_bad_masks(errors, masks, image_index)
@@ -168,6 +166,9 @@ class _Reader:
             areas,
         )
 
+    def _name(self, row: int) -> str:
+        return f"result {row} (image {self._image_ids[row]})"
+
     def _add_bad_masks(
         self, errors: InputErrors, masks: PackedMasks, image_index: np.ndarray
     ) -> None:
@@ -179,11 +180,7 @@ class _Reader:
             lambda i: f"result {i} {self._wrong_sizes[i]}",
         )
         num_pixels = self._truth.heights.astype(np.int64) * self._truth.widths
-        errors.add_where(
-            "damaged mask, an RLE that does not fill its image",
-            find_damaged(masks, num_pixels[image_index]),
-            lambda i: f"result {i} (image {self._image_ids[i]})",
-        )
+        errors.add_damaged(self._name, masks, num_pixels[image_index])
 
     def _add_repeated_ids(self, errors: InputErrors) -> None:
         if len(self._ids) < len(self._image_ids):

@@ -9,7 +9,7 @@ import torch
 
 from ..core.errors import InputErrors
 from ..core.ground_truth import GroundTruth
-from ..core.masks import PackedMasks, encode, encode_bitmaps, find_damaged
+from ..core.masks import PackedMasks, encode, encode_bitmaps
 from ..core.selection import select_judged
 from .disk import Shard, as_xywh
 
@@ -62,14 +62,28 @@ class PredictionPacker:
         )
         boxes = boxes.reshape(-1, 4).astype(np.float32, copy=False)
         scores = scores.astype(np.float32, copy=False)
-        mask_scores = scores
+        numbers = dict(score=scores)
         has_mask_scores = "mask_scores" in predictions
         if has_mask_scores:
             mask_scores = _to_numpy(predictions["mask_scores"])
-            mask_scores = mask_scores.astype(np.float32, copy=False)
+            numbers["mask_score"] = mask_scores.astype(np.float32, copy=False)
         masks = predictions["masks"] if "masks" in predictions else None
-        self._check_numbers(image_id, boxes, scores, mask_scores, labels)
-        self._check_mask_sizes(image_id, index, masks, len(labels))
+        errors = InputErrors(f"predictions of image {image_id}")
+        num_classes = truth.num_classes
+        errors.add_where(
+            f"label outside the annotation file's {num_classes} categories",
+            (labels < 0) | (labels >= num_classes),
+            lambda i: f"detection {i} ({labels[i]})",
+        )
+        errors.add_bad_numbers(_name, as_xywh(boxes), **numbers)
+        if masks is not None:
+            self._add_wrong_sizes(errors, index, masks)
+        elif self._need_masks:
+            raise ValueError(
+                f"image {image_id} has no masks, but metric has 'segm'; evaluate only "
+                "boxes with --cfg-options test_evaluator.metric=bbox"
+            )
+        errors.raise_if_any(len(labels))
 
         image_index = np.full(len(labels), index, np.int32)
         class_index = truth.label_to_class[labels]
@@ -84,7 +98,7 @@ class PredictionPacker:
         counts = [b""] * len(labels)
         if masks is not None and self._masks_of is not None:
             rows = kept if self._masks_of == "all" else judged
-            for row, rle in zip(rows, self._encode(image_id, masks, rows)):
+            for row, rle in zip(rows, self._encode(errors, masks, rows)):
                 counts[row] = rle
         packed = PackedMasks.pack(counts[row] for row in kept)
         return Shard(
@@ -92,61 +106,26 @@ class PredictionPacker:
             np.array([len(kept)], np.int32),
             class_index[kept],
             scores[kept],
-            mask_scores[kept],
+            numbers.get("mask_score", scores)[kept],
             boxes[kept],
             packed.lengths.astype(np.int32),
             packed.buffer,
         )
 
-    def _check_numbers(
-        self,
-        image_id: int,
-        boxes: np.ndarray,
-        scores: np.ndarray,
-        mask_scores: np.ndarray,
-        labels: np.ndarray,
-    ) -> None:
-        errors = _errors_of(image_id)
-        errors.add_bad_numbers(scores, as_xywh(boxes), lambda i: f"detection {i}")
-        if mask_scores is not scores:
-            errors.add_where(
-                "mask score is not finite",
-                ~np.isfinite(mask_scores),
-                lambda i: f"detection {i} {mask_scores[i]}",
-            )
-        num_classes = self._truth.num_classes
-        errors.add_where(
-            f"label outside the annotation file's {num_classes} categories",
-            (labels < 0) | (labels >= num_classes),
-            lambda i: f"detection {i} ({labels[i]})",
-        )
-        errors.raise_if_any(len(scores))
-
-    def _check_mask_sizes(
-        self, image_id: int, index: int, masks: Any, num_dets: int
-    ) -> None:
-        if masks is None:
-            if self._need_masks:
-                raise ValueError(
-                    f"image {image_id} has no masks, but metric has 'segm'; evaluate "
-                    "only boxes with --cfg-options test_evaluator.metric=bbox"
-                )
-            return
+    def _add_wrong_sizes(self, errors: InputErrors, index: int, masks: Any) -> None:
         size = int(self._truth.heights[index]), int(self._truth.widths[index])
         if isinstance(masks, (list, tuple)):
             sizes = [tuple(rle["size"]) for rle in masks]
         else:
             sizes = [tuple(masks.shape[1:])] * len(masks)
-        errors = _errors_of(image_id)
         errors.add_where(
             f"mask of another size than its image, {size[0]} x {size[1]} (height x "
             "width)",
             np.array([any(size) and each != size for each in sizes], bool),
             lambda i: f"detection {i} {sizes[i][0]} x {sizes[i][1]}",
         )
-        errors.raise_if_any(num_dets)
 
-    def _encode(self, image_id: int, masks: Any, rows: np.ndarray) -> list[bytes]:
+    def _encode(self, errors: InputErrors, masks: Any, rows: np.ndarray) -> list[bytes]:
         """Return the RLEs of some of an image's masks."""
         if not len(rows):
             return []
@@ -155,18 +134,15 @@ class PredictionPacker:
             return encode_bitmaps(_to_numpy(masks[rows.tolist()]))
         counts = [encode(masks[row], *masks[row]["size"]) for row in rows]
         num_pixels = np.array([np.prod(masks[row]["size"]) for row in rows])
-        errors = _errors_of(image_id)
-        errors.add_where(
-            "damaged mask, an RLE that does not fill its image",
-            find_damaged(PackedMasks.pack(counts), num_pixels),
-            lambda i: f"detection {rows[i]}",
+        errors.add_damaged(
+            lambda i: _name(rows[i]), PackedMasks.pack(counts), num_pixels
         )
         errors.raise_if_any(len(masks))
         return counts
 
 
-def _errors_of(image_id: int) -> InputErrors:
-    return InputErrors(f"predictions of image {image_id}")
+def _name(row: int) -> str:
+    return f"detection {row}"
 
 
 def _to_numpy(values: Any) -> np.ndarray:
