@@ -104,14 +104,15 @@ def as_results(arrays: dict[str, np.ndarray]) -> list[dict]:
 
 
 def _categories() -> list[dict]:
-    categories = []
-    for group, number, most, least in _GROUPS:
-        for count in np.geomspace(most, least, number):
-            k = len(categories) + 1
-            categories.append(
-                dict(id=k, name=f"class_{k}", frequency=group, image_count=round(count))
-            )
-    return categories
+    counts = [
+        (group, round(count))
+        for group, number, most, least in _GROUPS
+        for count in np.geomspace(most, least, number)
+    ]
+    return [
+        dict(id=k, name=f"class_{k}", frequency=group, image_count=count)
+        for k, (group, count) in enumerate(counts, start=1)
+    ]
 
 
 def _random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:

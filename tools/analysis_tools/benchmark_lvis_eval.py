@@ -35,6 +35,11 @@ from apa_mmdet.testing.lvis_evaluators import EVALUATORS
 from apa_mmdet.testing.random_lvis import NUM_CLASSES, write_random_lvis
 
 GROWTH = (1000, 2000, 5000, 10_000, 20_000)
+HEAD = f"{'':16}  annotations  evaluation   its CPU    memory        AP       APr"
+ROW = (
+    "{:18}{load:9.2f} s{evaluate:10.2f} s{cpu:8.2f} s{memory:7.2f} GB{AP:10.6f}"
+    "{APr:10.6f}"
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -156,10 +161,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     """Run the evaluators on the same data and print a table."""
     print(
         f"{args.metric}: {args.images:,} images x {args.detections} detections x "
-        f"{NUM_CLASSES:,} classes, median of {args.repeats}"
+        f"{NUM_CLASSES:,} classes, median of {args.repeats}\n{HEAD}"
     )
-    head = ("evaluator", "annotations", "evaluation", "its CPU", "memory", "AP", "APr")
-    print("{:18}{:>13}{:>12}{:>11}{:>10}{:>10}{:>10}".format(*head), flush=True)
     rows = {}
     for name in args.only:
         if name == "faster-coco-eval" and find_spec("faster_coco_eval") is None:
@@ -168,12 +171,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         row = measure_median(name, folder, args)
         if row is not None:
             rows[name] = row
-            print(
-                f"{name:18}{row['load']:11.2f} s{row['evaluate']:10.2f} s"
-                f"{row['cpu']:9.2f} s{row['memory']:7.2f} GB"
-                f"{row['AP']:10.6f}{row['APr']:10.6f}",
-                flush=True,
-            )
+            print(ROW.format(name, **row), flush=True)
     ours = rows.pop("apa_mmdet", None)
     if ours is None:
         return
@@ -192,7 +190,7 @@ def measure_growth(args: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
     rows = []
-    print(f"{'images':>8}{'annotations':>13}{'evaluation':>12}{'memory':>10}")
+    print(HEAD)
     for args.images in GROWTH:
         with tempfile.TemporaryDirectory() as folder:
             write_data(Path(folder), args)
@@ -200,11 +198,7 @@ def measure_growth(args: argparse.Namespace) -> None:
         if row is None:
             sys.exit("the measurement failed")
         rows.append(row)
-        print(
-            f"{args.images:8,}{row['load']:11.2f} s{row['evaluate']:10.2f} s"
-            f"{row['memory']:7.2f} GB",
-            flush=True,
-        )
+        print(ROW.format(f"{args.images:,} images", **row), flush=True)
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     series = (
         ("seconds", [row["load"] + row["evaluate"] for row in rows]),

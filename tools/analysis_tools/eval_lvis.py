@@ -60,12 +60,9 @@ def parse_args() -> argparse.Namespace:
         "--iou-thrs", type=float, nargs="+", help="IoU thresholds (0.5, 0.55 .. 0.95)"
     )
     parser.add_argument(
-        "--max-dets", type=int, default=300, help="limit for each image (300)"
-    )
-    parser.add_argument(
         "--img-ids",
         nargs="+",
-        help="images to evaluate: ids, or a json file that holds a list of them",
+        help="images to evaluate: ids, or a JSON file that contains a list of them",
     )
     parser.add_argument(
         "--fixed-ap",
@@ -73,28 +70,22 @@ def parse_args() -> argparse.Namespace:
         help="add Fixed AP: no limit for an image, the best 10,000 of each class",
     )
     parser.add_argument(
-        "--max-dets-per-class", type=int, default=10_000, help="with --fixed-ap"
-    )
-    parser.add_argument(
         "--classwise", action="store_true", help="print AP of each class"
     )
-    parser.add_argument("--csv", help="write AP of each class to this file")
-    parser.add_argument(
-        "--png", help="plot AP of each class against its image count to this file"
-    )
-    parser.add_argument(
-        "--json", help="write the figures at full precision to this file"
-    )
-    parser.add_argument(
-        "--num-resamples",
-        type=int,
-        default=1000,
-        help="of the bootstrap (1000); 0 for no comparison",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    parser.add_argument(
-        "--workers", type=int, help="processes (one per core, if it takes seconds)"
-    )
+    for flag, help_text in (
+        ("--csv", "write AP of each class to this file"),
+        ("--png", "plot AP of each class against its image count to this file"),
+        ("--json", "write the figures at full precision to this file"),
+    ):
+        parser.add_argument(flag, help=help_text)
+    for flag, default, help_text in (
+        ("--max-dets", 300, "limit of detections for each image (%(default)s)"),
+        ("--max-dets-per-class", 10_000, "with --fixed-ap (%(default)s)"),
+        ("--num-resamples", 1000, "of the bootstrap (%(default)s); 0 for none"),
+        ("--seed", 0, "of the bootstrap (%(default)s)"),
+        ("--workers", None, "processes (one per core if it takes seconds)"),
+    ):
+        parser.add_argument(flag, type=int, default=default, help=help_text)
     args = parser.parse_args()
     for name in ("max_dets", "max_dets_per_class", "workers"):
         value = getattr(args, name)
