@@ -9,13 +9,17 @@ it:
   (:mod:`~.core.selection`), matches them to annotations (:mod:`~.core.matching`) and
   accumulates precision and recall (:mod:`~.core.accumulate`).
   :func:`~.core.bootstrap.compare` says whether two results differ by chance.
-- :mod:`.files` reads annotation and results files as streams, and refuses damaged ones.
+- :mod:`.files` reads annotation and results files as streams.
 - :mod:`.store` keeps the predictions of a running model on disk, one folder for each
   process: :mod:`~.store.packing` checks and packs an image's predictions,
   :mod:`~.store.disk` writes and reads the shards, :mod:`~.store.loading` selects from
   them, :mod:`~.store.ranks` coordinates the processes.
 - :mod:`.metric` is the metric for MMDetection's configs, :mod:`.report` makes tables, a
   CSV file and a plot.
+
+Unusable input is refused where it is read, in ``files`` and ``store.packing``: ids,
+numbers and damaged RLEs by :class:`~.core.errors.InputErrors`, the form of a mask by
+:func:`~.core.masks.encode`, JSON by :mod:`~.files.json_stream`.
 
 Importing ``core``, ``files`` and ``report`` needs only numpy; evaluating also needs
 pycocotools and tqdm. ``store`` needs torch, ``metric`` needs MMDetection.

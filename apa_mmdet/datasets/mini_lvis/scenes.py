@@ -62,7 +62,7 @@ def _place(
     areas: list[int],
     rng: np.random.Generator,
 ) -> bool:
-    """Draw one object where it hides none too much; return False if there is no place.
+    """Draw one object without hiding too much of another; False if none is possible.
 
     ``image``, ``owner`` (index of the visible object at each pixel) and ``areas`` (full
     area of each object in pixels) are modified in place.

@@ -58,8 +58,8 @@ def accumulate(ranked: RankedMatches) -> tuple[np.ndarray, np.ndarray]:
     recall[:, is_annotated] = 0
     edges = np.searchsorted(ranked.rows, ranked.class_start)
     for index in np.flatnonzero(np.diff(edges) > 0).tolist():
-        part = slice(edges[index], edges[index + 1])
-        tp, fp = _cumulative_counts(ranked, index, part)
+        span = slice(edges[index], edges[index + 1])
+        tp, fp = _cumulative_counts(ranked, index, span)
         curve, highest = (
             array.reshape(num_thrs, num_areas, *array.shape[1:])
             for array in _precision_at_recalls(tp, fp, ranked.num_annotations[index])
@@ -77,7 +77,7 @@ def valid_mean(values: np.ndarray) -> float:
 
 
 def _cumulative_counts(
-    ranked: RankedMatches, index: int, part: slice
+    ranked: RankedMatches, index: int, span: slice
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return true and false positives up to each matchable row of a class.
 
@@ -86,11 +86,11 @@ def _cumulative_counts(
     """
     begin, end = ranked.class_start[index : index + 2]
     is_negative = ranked.is_negative[begin:end]
-    rows = ranked.rows[part] - begin
-    # First as if nothing were matched, then less what is.
+    rows = ranked.rows[span] - begin
+    # Count all as unmatched, then subtract those that are matched.
     unmatched = np.cumsum(is_negative, axis=0)[rows][:, None]
-    matched = np.cumsum(is_negative[rows][:, None] & ranked.matched[part], axis=0)
-    return np.cumsum(ranked.true_positive[part], axis=0), unmatched - matched
+    matched = np.cumsum(is_negative[rows][:, None] & ranked.matched[span], axis=0)
+    return np.cumsum(ranked.true_positive[span], axis=0), unmatched - matched
 
 
 def _precision_at_recalls(

@@ -181,8 +181,8 @@ def _resample(
     for index in np.flatnonzero(np.diff(class_start)).tolist():
         images = image_index[class_start[index] : class_start[index + 1]]
         num_annotations = weights[:, images].sum(axis=1)
-        part = slice(rows[index], rows[index + 1])
-        at_thrs = _class_ap(result, weights, num_annotations, index, part)
+        span = slice(rows[index], rows[index + 1])
+        at_thrs = _class_ap(result, weights, num_annotations, index, span)
         is_drawn = num_annotations > 0
         ap[is_drawn, index, 0] = at_thrs[is_drawn].mean(axis=1)
         for place, column in enumerate(columns, start=1):
@@ -204,7 +204,7 @@ def _class_ap(
     weights: np.ndarray,
     num_annotations: np.ndarray,
     index: int,
-    part: slice,
+    span: slice,
 ) -> np.ndarray:
     """Return a class's AP in each resample at each threshold, (resamples, T).
 
@@ -213,11 +213,11 @@ def _class_ap(
         weights: int32 (resamples, N): how many times each image was drawn.
         num_annotations: (resamples,): annotations of the class in the images drawn.
         index: Of the class.
-        part: Its rows among those that can match.
+        span: Its rows among those that can match.
     """
     ranked = result.ranked
     at_thrs = np.zeros((len(weights), len(result.iou_thrs)))
-    threshold, place = np.nonzero(ranked.matched[part, :, 0].T)
+    threshold, place = np.nonzero(ranked.matched[span, :, 0].T)
     if not len(place):
         return at_thrs
     # From here an entry is a detection that matched at a threshold; those of each
@@ -226,12 +226,12 @@ def _class_ap(
     begin, end = ranked.class_start[index : index + 2]
     image_index = ranked.image_index[begin:end]
     is_negative = ranked.is_negative[begin:end, 0]
-    rows = ranked.rows[part][place] - begin
+    rows = ranked.rows[span][place] - begin
     drawn = weights[:, image_index[rows]]
-    # False positives: first as if nothing were matched, then less what is.
+    # False positives: count all as unmatched, then subtract those that are matched.
     negatives = np.cumsum(weights[:, image_index] * is_negative, axis=1, dtype=np.int32)
     fp = negatives[:, rows] - _running_sum(drawn * is_negative[rows], first, threshold)
-    true_positive = drawn * ranked.true_positive[part, :, 0][place, threshold]
+    true_positive = drawn * ranked.true_positive[span, :, 0][place, threshold]
     tp = _running_sum(true_positive, first, threshold)
     precision = np.where(true_positive > 0, tp / (fp + tp + EPS), 0)
     # The best from each entry to the last of its threshold. Adding more to the

@@ -182,7 +182,7 @@ def _sum_of_runs(masks: PackedMasks) -> np.ndarray:
     value[is_negative] -= 1 << 5 * num_chars[is_negative].clip(max=7)
 
     # Runs in two columns, every other one in each, so that differences add up along a
-    # column. Each mask begins a row; its first run is no part of the sums.
+    # column. Each mask begins a row; its first run is not part of the sums.
     first_run = np.searchsorted(first, masks.start)
     num_runs = np.diff(np.append(first_run, len(value)))
     num_rows = (num_runs + 1) >> 1
