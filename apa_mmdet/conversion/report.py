@@ -63,9 +63,9 @@ class ConversionReport:
             for site in self.sites:
                 start = site.start + ("" if site.trainable else ", frozen")
                 rows.append((site.path, site.was, site.becomes, start, site.shared))
-            lines += ["", *_aligned(rows)]
+            lines += ["", *aligned(rows)]
         if self.left:
-            lines += ["", *_aligned([("left", "is", "reason"), *self._left_rows()])]
+            lines += ["", *aligned([("left", "is", "reason"), *self._left_rows()])]
         return "\n".join(lines)
 
     def _left_rows(self) -> list[tuple[str, str, str]]:
@@ -82,7 +82,8 @@ class ConversionReport:
         return rows
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
