@@ -123,7 +123,7 @@ REFUSALS = {
                 {"__init__.py": "assert False, 'MMCV==2.2.0 is used'"},
             ),
         },
-        "mmdet does not accept what it found (MMCV==2.2.0 is used)",
+        "mmdet rejects an installed version (MMCV==2.2.0 is used)",
         "pip install --no-build-isolation mmcv==2.1.0 && pip install mmengine",
     ),
     "no pkg_resources": (
@@ -150,7 +150,7 @@ REFUSALS = {
                 {"_ext.py": "raise ImportError('undefined symbol: _ZN2at')"},
             ),
         },
-        "mmcv's compiled ops do not load beside this torch (undefined symbol: _ZN2at)",
+        "mmcv's compiled ops do not load with this torch (undefined symbol: _ZN2at)",
         REBUILD + "mmcv==2.1.0\n",
     ),
 }
@@ -161,18 +161,23 @@ def test_import_names_the_command(case, fake):
     packages, problem, command = REFUSALS[case]
     packages = {name: package for name, package in packages.items() if package}
     # Without site-packages, the process has the fake packages only.
-    text = import_error(run("import apa_mmdet", "-S", path=[fake(**packages)]))
+    code = "import apa_mmdet"
+    if "mmengine" not in packages:  # then the import itself checks nothing
+        code += ".requirements as r; r.check_requirements()"
+    text = import_error(run(code, "-S", path=[fake(**packages)]))
     assert problem in text
     assert command in text
     assert "bash tools/setup_env.sh" in text
-    assert "APA_MMDET_OPS_ONLY=1" in text
+    assert "Without mmengine installed, apa_mmdet.ops" in text
 
 
 @pytest.mark.parametrize("packages", [GOOD, GOOD_ONEDL], ids=["openmmlab", "onedl"])
 def test_check_accepts_both_stacks(packages, fake):
+    # Beside fake packages, the package itself cannot be imported.
     code = (
-        "import os; os.environ['APA_MMDET_OPS_ONLY'] = '1'\n"
-        "import apa_mmdet; apa_mmdet._check_stack()"
+        "import sys; from importlib.util import find_spec, module_from_spec\n"
+        "sys.modules['apa_mmdet'] = module_from_spec(find_spec('apa_mmdet'))\n"
+        "from apa_mmdet.requirements import check_requirements; check_requirements()"
     )
     done = run(code, "-S", path=[fake(**packages)])
     assert done.returncode == 0, done.stderr
@@ -185,18 +190,30 @@ def test_mmcv_without_ops_in_front_of_a_real_environment(fake):
     assert REBUILD in text
 
 
-def test_ops_and_activations_need_torch_only():
-    code = (
-        "import sys\n"
-        "for name in ('mmengine', 'mmcv', 'mmdet', 'lvis'): sys.modules[name] = None\n"
+HIDE = "import sys; sys.modules.update(dict.fromkeys({names}))\n"  # None: not installed
+
+
+def test_without_mmengine_torch_is_enough():
+    code = HIDE.format(names=["mmengine", "mmcv", "mmdet", "lvis"]) + (
         "import torch\n"
+        "from apa_mmdet.conversion import convert_activations\n"
         "from apa_mmdet.layers import AGLU\n"
         "from apa_mmdet.ops import aglu\n"
+        "model = torch.nn.Sequential(torch.nn.ReLU())\n"
+        "convert_activations(model)\n"
+        "print(type(model[0]) is AGLU)\n"
         "print(aglu(torch.zeros(1), torch.ones(1), torch.ones(1)).item())"
     )
-    done = run(code, APA_MMDET_OPS_ONLY="1")
+    done = run(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "0.0"
+    assert done.stdout.split() == ["True", "0.0"]
+
+
+def test_without_mmengine_the_evaluation_does_not_import_torch():
+    code = HIDE.format(names=["torch", "mmengine", "mmcv", "mmdet", "lvis"])
+    done = run(code + "import apa_mmdet.evaluation as e; print(e.evaluate.__name__)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "evaluate"
 
 
 def test_custom_imports_are_enough(tmp_path):

@@ -1,10 +1,14 @@
 """Test a detector: MMDetection's tools/test.py, with the data looked for first."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 
-import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.requirements import check_requirements
+
+check_requirements()  # where mmengine is missing, importing apa_mmdet does not
+
 from apa_mmdet.engine.launch import (
     add_common_arguments,
     build_runner,
