@@ -9,7 +9,7 @@ Nothing is imported here; take what is needed from its module. With torch only:
 With MMDetection:
 
 - :mod:`.configs`: reading configs, removing checkpoints from them, their ReLU twins;
-- :mod:`.small_detectors`: detectors that take a step in a fraction of a second;
+- :mod:`.small_detectors`: configs of detectors that take a fraction of a second a step;
 - :mod:`.models`: what a model with random weights needs before it is compared;
 - :mod:`.training_step`: repeatable steps of whole detectors, for benchmarks;
 - :mod:`.families`: one config of each detector family in MMDetection;
