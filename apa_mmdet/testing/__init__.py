@@ -9,10 +9,11 @@ Nothing is imported here; take what is needed from its module. With torch only:
 With MMDetection:
 
 - :mod:`.configs`: reading configs, removing checkpoints from them, their ReLU twins;
-- :mod:`.small_detectors`: configs of detectors that take a fraction of a second a step;
+- :mod:`.small_detectors`: configs of detectors that take a step in half a second;
+- :mod:`.images`: made-up images and annotations;
 - :mod:`.models`: what a model with random weights needs before it is compared;
 - :mod:`.training_step`: repeatable steps of whole detectors, for benchmarks;
 - :mod:`.families`: one config of each detector family in MMDetection;
-- :mod:`.coverage`: whether a converted detector is complete and trains;
-- :mod:`.closeness`: how close a converted detector is to the unconverted one.
+- :mod:`.coverage` and :mod:`.wiring`: whether a conversion is complete and trains;
+- :mod:`.closeness`: how close a converted detector starts to the unconverted one.
 """

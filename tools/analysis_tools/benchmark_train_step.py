@@ -62,7 +62,8 @@ def parse_args() -> argparse.Namespace:
     add("configs", nargs="+", metavar="CONFIG")
     add("--batch", type=int, default=2, help="number of images")
     add("--size", type=int, nargs=2, default=(320, 320), help="height and width")
-    add("--amp", choices=AMP_DTYPES, help="autocast to this type")
+    amp_help = "autocast to this type; mmcv's NMS and RoIAlign have no bf16"
+    add("--amp", choices=AMP_DTYPES, help=amp_help)
     add("--backbone", action="store_true", help="train the backbones only")
     add("--relu-twin", action="store_true", help="compare each config with its twin")
     add("--name", default="benchmark_train_step", help="of the files written")
