@@ -1,14 +1,14 @@
 """APA and AGLU activations, gates and classification heads for MMDetection 3.x.
 
-Importing this package registers everything in it, so a config needs one line::
+A config needs one line, since importing the package registers everything in it::
 
     custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)
 
 If mmengine is installed, the import first checks that torch, mmcv and mmdet are
-installed and fit together, and then applies the repairs of :mod:`apa_mmdet.compat`.
-Without mmengine it does neither: :mod:`apa_mmdet.ops`, :mod:`apa_mmdet.layers` and
-:mod:`apa_mmdet.conversion` then need only torch, and :mod:`apa_mmdet.evaluation` only
-numpy.
+installed and fit together, and then runs :func:`_install`, the complete list of what
+takes effect. Without mmengine nothing takes effect: :mod:`apa_mmdet.ops`,
+:mod:`apa_mmdet.layers` and :mod:`apa_mmdet.conversion` then need only torch, and
+:mod:`apa_mmdet.evaluation` only numpy.
 """
 
 from __future__ import annotations
@@ -22,18 +22,47 @@ __all__ = ["__version__"]
 
 
 def _install() -> None:
+    """Install everything that takes effect on import; the modules only define it.
+
+    The comments say what changes for models that use nothing from this package.
+    """
+    from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
     from mmengine.registry import MODELS
 
     from . import compat
+    from .engine import checkpoint, flops
     from .layers import AGLU, APA
+    from .optim import APAOptimWrapperConstructor
 
-    compat.apply()
-    # mmengine's root registry is visible from every scope.
+    # torch.load(weights_only=True), the default since torch 2.6, also reads what
+    # MMEngine writes into checkpoints, and argparse.Namespace.
+    compat.allow_mmengine_checkpoints()
+    # OneDL's MMEngine no longer runs the code in a checkpoint that torch rejects.
+    compat.refuse_untrusted_checkpoints()
+    # MMEngine reads downloaded checkpoints with weights_only=True as well.
+    compat.refuse_untrusted_downloads()
+    # lvis-api runs on numpy 1.24 and later; numpy itself does not change.
+    compat.give_lvis_its_float()
+    # A local checkpoint that cannot be read raises an error that says why.
+    checkpoint.register_loader()
+    # MMEngine's FLOP counter knows AGLU and APA; other operators count as before.
+    flops.register_operators()
+    # In mmdet's scope, the default constructor builds the same optimizer as before,
+    # except that parameters named lambda_param or kappa_param get no weight decay.
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+        name="DefaultOptimWrapperConstructor", module=APAOptimWrapperConstructor
+    )
+    # Configs can use the new types below; no existing type is replaced. MODELS is
+    # MMEngine's root registry, which every scope can see.
     for layer in (AGLU, APA):
         MODELS.register_module(module=layer)
-    # These register what they define when they are imported.
-    for room in ("layers.attention", "models", "engine", "evaluation.lvis_metric"):
-        import_module(f"{__name__}.{room}")
+    for module in (
+        "layers.attention",  # APASELayer, APACBAM
+        "models",  # APADetector, APAResNet, APAResNeXt, losses, heads and predictors
+        "engine",  # ClassFrequencyHook
+        "evaluation.lvis_metric",  # LVISFastMetric
+    ):
+        import_module(f"{__name__}.{module}")
 
 
 if is_installed("mmengine"):
