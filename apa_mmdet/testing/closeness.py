@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..conversion import ConversionReport, Site, convert_activations
-from ..conversion.kinds import KINDS, MODULES
+from ..conversion.kinds import KINDS
 from ..ops.formula import aglu_grads
 from .configs import init_cfgs
 from .images import inference_batch
@@ -249,9 +249,8 @@ def pointwise_differences() -> dict[str, tuple[float, float, str]]:
     """
     z = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
     largest = {}
-    for kind in KINDS:
-        original = next(module for module, name in MODULES.items() if name == kind)
-        model = nn.Sequential(original()).double()
+    for kind, entry in KINDS.items():
+        model = nn.Sequential(entry.module()).double()
         expected = model(z)
         report = convert_activations(model, types=[kind])
         difference = (model.double()(z) - expected).abs()

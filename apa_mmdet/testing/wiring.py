@@ -13,16 +13,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..conversion import ConversionReport, Site
+from ..conversion.kinds import KINDS
 
-# The function of an activation, by its name in the report.
-_FUNCTIONS: dict[str, Callable] = {
-    "ReLU": F.relu,
-    "ReLU6": F.relu6,
-    "LeakyReLU": F.leaky_relu,
-    "SiLU": F.silu,
-    "GELU": F.gelu,
-    "Mish": F.mish,
-}
 _FIXED = {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "silu", "gelu", "mish"}
 _FIXED |= {"hardswish", "hardtanh", "hardtanh_", "elu", "celu", "selu", "prelu"}
 
@@ -66,7 +58,7 @@ def _original(base: nn.Module, site: Site, activation: nn.Module) -> Callable:
                 return original.forward
     if kind == "LeakyReLU":
         return partial(F.leaky_relu, negative_slope=activation.negative_slope)
-    return _FUNCTIONS[kind]
+    return KINDS[kind].functions[0]
 
 
 class UnlistedActivations(TorchFunctionMode):

@@ -13,7 +13,7 @@ def test_shows_sites_and_what_is_left(run_tool):
     row = next(line for line in lines if line.startswith("backbone.stem.conv.activate"))
     expected = "backbone.stem.conv.activate SiLU AGLU lambda 1, kappa 1"
     assert row.split() == expected.split()
-    assert "parts=['backbone']" in shown
+    assert "not in parts=['backbone']" in shown
     assert lines[-1] == "Weight decay: none for lambda and kappa."
 
 
