@@ -11,8 +11,7 @@ Three tables:
   bytes saved are those of the storages that autograd keeps, in units of the input. GB/s
   counts the one read and one write of the forward pass, next to a copy of the tensor.
 - The host: the time until a call on a tiny tensor returns control, that is, what the
-  CPU needs to issue the work: without gradients, forward, and forward with backward
-  and a sum.
+  CPU needs to issue the work: without gradients, forward, and forward with backward.
 - Classification losses (if MMDetection is installed): forward and backward, and on a
   GPU the peak memory.
 
@@ -75,7 +74,7 @@ _COLUMNS = {
 _HOST_COLUMNS = {
     "inference us": "{inference_us:.1f}",
     "forward us": "{forward_us:.1f}",
-    "f+b+sum us": "{both_us:.1f}",
+    "f+b us": "{both_us:.1f}",
 }
 _LOSS_COLUMNS = {"f+b ms": "{both_ms:.2f}", "peak MiB": "{peak_mib:.0f}"}
 
@@ -122,37 +121,40 @@ def parse_args() -> argparse.Namespace:
 def contestants(x: Tensor) -> dict[str, tuple[nn.Module, str]]:
     """Return activations for a tensor by name, each with its implementation."""
     channels = x.shape[-1 if x.dim() == 3 else 1]
-    ours = {
-        "AGLU": AGLU(init=INIT),
-        "AGLU, fixed": AGLU(init=INIT, learnable=False),
-        "AGLU, per channel": AGLU(channels, init=INIT),
-        "APA": APA(init=INIT),
-    }
-    pairs = {kind.__name__: (kind(), "auto") for kind in (nn.SiLU, nn.ReLU, nn.GELU)}
-    pairs["PReLU"] = nn.PReLU(dtype=x.dtype), "auto"
-    pairs |= {name: (layer, "auto") for name, layer in ours.items()}
-    pairs |= {f"{name}, plain": (ours[name], "plain") for name in ("AGLU", "APA")}
-    for layer, _ in pairs.values():
-        layer.to(x.device)
-    return pairs
+    layers = {kind.__name__: kind() for kind in (nn.SiLU, nn.ReLU, nn.GELU)}
+    layers["PReLU"] = nn.PReLU(dtype=x.dtype)
+    layers["AGLU"] = AGLU(init=INIT)
+    layers["AGLU, fixed"] = AGLU(init=INIT, learnable=False)
+    layers["AGLU, per channel"] = AGLU(channels, init=INIT)
+    layers["APA"] = APA(init=INIT)
+    pairs = {name: (layer.to(x.device), "auto") for name, layer in layers.items()}
+    plain = {f"{name}, plain": (layers[name], "plain") for name in ("AGLU", "APA")}
+    return pairs | plain
 
 
-def calls(
-    layer: nn.Module, implementation: str, x: Tensor, grad: Tensor
-) -> tuple[Callable[[], Tensor], Callable[[], tuple]]:
-    """Return a layer's forward pass, and its forward and backward pass."""
-    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+class Calls:
+    """A layer's calls on one tensor, to be timed.
 
-    def forward() -> Tensor:
-        with torch.no_grad(), use_implementation(implementation):
-            return layer(x)
+    Args:
+        layer: An activation.
+        implementation: See :func:`apa_mmdet.ops.use_implementation`.
+        x: Its input.
+    """
 
-    def both() -> tuple[Tensor, ...]:
+    def __init__(self, layer: nn.Module, implementation: str, x: Tensor) -> None:
+        self._forward, self._implementation = partial(layer, x), implementation
+        inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+        grad = torch.randn_like(x)
+        self._both = lambda: torch.autograd.grad(layer(x), inputs, grad)
         with use_implementation(implementation):
-            y = layer(x)
-        return torch.autograd.grad(y, inputs, grad)
+            self.saved_bytes = saved_bytes(self._forward, layer)
 
-    return forward, both
+    def time(self, kind: str, timer: Callable, *args: object) -> float:
+        """Time ``'inference'`` (without gradients), ``'forward'`` or ``'both'``."""
+        function = self._both if kind == "both" else self._forward
+        with torch.set_grad_enabled(kind != "inference"):
+            with use_implementation(self._implementation):
+                return timer(function, *args)
 
 
 def measure(
@@ -160,41 +162,36 @@ def measure(
 ) -> Iterator[dict]:
     """Yield a row for each activation on tensors of one shape, dtype and layout."""
     torch.manual_seed(0)
-    options = dict(device=args.device, dtype=getattr(torch, dtype))
-    x, grad, target = (
-        torch.randn(sizes, **options).contiguous(memory_format=LAYOUTS[layout])
-        for _ in range(3)
-    )
+    x = torch.randn(sizes, device=args.device, dtype=getattr(torch, dtype))
+    x = x.contiguous(memory_format=LAYOUTS[layout])
+    target = torch.empty_like(x)
+    copy = partial(target.copy_, x.clone())
     x.requires_grad_()
     repeats = 5 if is_gpu(args.device) else min(max(2, 16_000_000 // x.numel()), 200)
-    layers = contestants(x)
-    functions = {name: calls(*pair, x, grad) for name, pair in layers.items()}
-    times: dict = {name: ([], []) for name in functions}
-    copies = []
+    timing = device_seconds, args.device, repeats
+    calls = {name: Calls(*pair, x) for name, pair in contestants(x).items()}
+    copies: list[float] = []
+    times: dict = {(name, kind): [] for name in calls for kind in ("inference", "both")}
     for number in range(args.rounds + 2):
         is_warm = number >= 2
-        copy = device_seconds(lambda: target.copy_(x.detach()), args.device, repeats)
-        copies += [copy] * is_warm
-        for name, pair in functions.items():
-            for kind, function in enumerate(pair):
-                silu = device_seconds(functions["SiLU"][kind], args.device, repeats)
-                own = device_seconds(function, args.device, repeats)
-                times[name][kind].extend([(own, silu)] * is_warm)
+        copies += [device_seconds(copy, args.device, repeats)] * is_warm
+        for (name, kind), pairs in times.items():
+            silu = calls["SiLU"].time(kind, *timing)
+            pairs += [(calls[name].time(kind, *timing), silu)] * is_warm
     size = x.numel() * x.element_size()
-    for name, (layer, implementation) in layers.items():
-        (forward, silu), (both, silu_both) = (zip(*pairs) for pairs in times[name])
-        with use_implementation(implementation):
-            saved = saved_bytes(partial(layer, x), layer)
+    for name, call in calls.items():
+        forward, forward_silu = zip(*times[name, "inference"])
+        both, both_silu = zip(*times[name, "both"])
         yield dict(
             activation=name,
             shape=list(sizes),
             dtype=dtype,
             layout=layout,
-            saved_inputs=round(saved / size, 3),
+            saved_inputs=round(call.saved_bytes / size, 3),
             forward_ms=1e3 * median(forward),
             both_ms=1e3 * median(both),
-            forward_to_silu=median_ratio(forward, silu),
-            both_to_silu=median_ratio(both, silu_both),
+            forward_to_silu=median_ratio(forward, forward_silu),
+            both_to_silu=median_ratio(both, both_silu),
             forward_gb_s=2e-9 * size / median(forward),
             copy_gb_s=2e-9 * size / median(copies),
         )
@@ -204,23 +201,13 @@ def measure_host(args: argparse.Namespace) -> Iterator[dict]:
     """Yield for each activation the host time of calls on a tiny tensor."""
     sizes = (2, 64, 8, 8) if is_gpu(args.device) else (1, 16)
     x = torch.randn(sizes, device=args.device, requires_grad=True)
-    for name, (layer, implementation) in contestants(x).items():
-        inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
-        forward = partial(layer, x)
-
-        def both(forward=forward, inputs=inputs) -> None:
-            torch.autograd.grad(forward().sum(), inputs)
-
+    for name, pair in contestants(x).items():
+        call = Calls(*pair, x)
         row = dict(activation=name, shape=list(sizes))
-        functions = dict(inference=forward, forward=forward, both=both)
-        with use_implementation(implementation):
-            for kind, function in functions.items():
-                with torch.set_grad_enabled(kind != "inference"):
-                    times = [
-                        wall_and_host_seconds(function, args.device, 100)[1]
-                        for _ in range(args.rounds + 1)
-                    ]
-                row[f"{kind}_us"] = 1e6 * median(times[1:])  # the first warms up
+        for kind in ("inference", "forward", "both"):
+            timing = kind, wall_and_host_seconds, args.device, 100
+            times = [call.time(*timing)[1] for _ in range(args.rounds + 1)]
+            row[f"{kind}_us"] = 1e6 * median(times[1:])  # the first warms up
         yield row
 
 

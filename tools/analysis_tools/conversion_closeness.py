@@ -40,35 +40,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "configs",
-        nargs="*",
-        help="config files, or MMDetection's as mmdet::rtmdet/NAME.py; without any, "
-        "only the activations themselves are compared",
-    )
-    parser.add_argument(
-        "--kappas",
-        nargs="*",
-        type=float,
-        default=KAPPAS,
-        help="starting values of kappa to try for ReLUs besides init='auto'",
-    )
-    parser.add_argument("--types", nargs="+", help="activation types to convert")
-    parser.add_argument("--size", type=int, default=256, help="image size in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and images")
-    parser.add_argument(
-        "--gamma",
-        type=float,
-        default=1.0,
-        help="weight of norms that are initialised to zero; differences depend on it",
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        help="settings of the configs to override",
-    )
+    add = parser.add_argument
+    configs_help = "config files, or MMDetection's as mmdet::rtmdet/NAME.py"
+    add("configs", nargs="*", help=configs_help)
+    kappas_help = "starting values of kappa to try for ReLUs besides init='auto'"
+    add("--kappas", nargs="*", type=float, default=KAPPAS, help=kappas_help)
+    add("--types", nargs="+", help="activation types to convert")
+    add("--size", type=int, default=256, help="image size in pixels")
+    add("--seed", type=int, default=0, help="of weights and images")
+    gamma_help = "weight of norms that start at zero; differences depend on it"
+    add("--gamma", type=float, default=1.0, help=gamma_help)
+    options = dict(nargs="+", action=DictAction, default={})
+    add("--cfg-options", help="settings of the configs to override", **options)
     return parser.parse_args()
 
 

@@ -142,16 +142,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--configs",
-        nargs="+",
-        metavar="NAME",
-        default=[],
-        help="check only configs whose name contains one of these",
-    )
-    parser.add_argument(
-        "--out", help="page to write; docs/coverage.md if all configs are checked"
-    )
+    add = parser.add_argument
+    configs_help = "check only configs whose name contains one of these"
+    add("--configs", nargs="+", metavar="NAME", default=[], help=configs_help)
+    add("--out", help="page to write; docs/coverage.md if all configs are checked")
     return parser.parse_args()
 
 
