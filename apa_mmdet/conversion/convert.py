@@ -24,7 +24,7 @@ def convert_activations(
     types: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     gates: bool = False,
-    filter_fn: FilterFn | None = None,
+    filter_fn: FilterFn | str | None = None,
 ) -> ConversionReport:
     """Replace a model's fixed activations by learnable ones, in place.
 
@@ -73,6 +73,7 @@ def convert_activations(
         filter_fn: ``filter_fn(module, path) -> bool``, called with each activation that
             the other options select and its path in the converted model; False leaves
             it. For a function called inline, ``module`` is the module that computes it.
+            Also the function's name, ``'package.module.function'``.
 
     Returns:
         The report, which is also kept as ``model.conversion_report``.
@@ -81,7 +82,8 @@ def convert_activations(
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
             or ``filter_fn`` cannot be called.
         ValueError: If the model has been converted already, a part, type or pattern
-            matches nothing, or ``init`` is not a starting value.
+            matches nothing, ``filter_fn`` names nothing, or ``init`` is not a starting
+            value.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
@@ -150,32 +152,31 @@ def _convert(
     if not sites:
         return
     module = plan.module
-    activations: dict[int, nn.Module] = {}  # by the id of the planned site
+    activations: dict[str, dict[str | None, nn.Module]] = {}  # by attribute and key
     for site in plan.sites:
-        if site not in sites:
-            activations[id(site)] = site.fixed_activation()
-            continue
-        activation = options.build(site)
-        reference, is_frozen = _neighbours(plan, site.attribute)
-        if reference is not None:
-            activation.to(reference.device)
-        if is_frozen:
-            activation.requires_grad_(False)
-        activations[id(site)] = activation
-        report.sites.append(_report_site(plan, site, activation))
+        if site in sites:
+            activation = options.build(site)
+            reference, is_frozen = _neighbours(plan, site.attribute)
+            if reference is not None:
+                activation.to(reference.device)
+            if is_frozen:
+                activation.requires_grad_(False)
+            report.sites.append(_report_site(plan, site, activation))
+        else:
+            activation = site.fixed_activation()
+        activations.setdefault(site.attribute, {})[site.key] = activation
 
     if plan.converter is not None:
-        named = {site.key: activations[id(site)] for site in plan.sites}
-        plan.converter.convert(module, named)
+        by_name = {k: v for each in activations.values() for k, v in each.items()}
+        plan.converter.convert(module, by_name)
         return
     site_calls = []
     for attribute in dict.fromkeys(site.attribute for site in sites):
-        own = [site for site in plan.sites if site.attribute == attribute]
-        if own[0].key is None:
-            new = activations[id(own[0])]
-        else:
+        by_key = activations[attribute]
+        new = by_key.get(None)
+        if new is None:
             new = ActivationSites(f"{type(module).__name__}.{attribute}")
-            new.update({site.key: activations[id(site)] for site in own})
+            new.update(by_key)
         vars(module).pop(attribute, None)  # a function such as F.relu
         module._modules[attribute] = new
         site_calls += plan.site_calls.get(attribute, [])

@@ -63,7 +63,7 @@ model = dict(type='APADetector', base_type={{_base_.model.type}})
 
 @pytest.fixture(scope="module", autouse=True)
 def one_scope_and_thread():
-    """Sums are then taken in the same order each time, and nobody waits."""
+    """With one thread, sums are taken in the same order each time."""
     register_all_modules(init_default_scope=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -112,7 +112,7 @@ def images(count=4):
 
 
 def make_runner(work, epochs=2, **settings):
-    """Return a runner whose two iterations of an epoch see the same each time."""
+    """Return a runner whose epochs of two iterations see the same data."""
     return Runner(
         model=settings.pop("model", config(RETINA).model),
         work_dir=str(work),
@@ -131,7 +131,7 @@ def make_runner(work, epochs=2, **settings):
 
 
 class Snapshots(Hook):
-    """Keep what the model and the optimizer hold at the start and the source later."""
+    """Keep the states of model and optimizer at the start, and of the model later."""
 
     priority = "VERY_LOW"
 
@@ -160,10 +160,10 @@ def train(work, **settings):
 
 
 # ---------------------------------------------------------------------------- Runner
-def assert_same(found, expected):
-    assert list(found) == list(expected)
+def assert_same(actual, expected):
+    assert list(actual) == list(expected)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=0, atol=0, msg=key)
+        torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=key)
 
 
 @pytest.mark.parametrize("hooks", [[], [dict(type="EMAHook")]])
@@ -179,7 +179,7 @@ def test_load_from_an_unconverted_checkpoint(tmp_path, capsys, hooks):
         assert_same({k: v for k, v in state.items() if not is_adaptive(k)}, plain)
         for name, value in adaptive(state).items():
             assert value.item() == (1 if name.endswith("lambda_param") else 50), name
-    # The Runner hands no logger on: what does not match is printed.
+    # The Runner does not pass a logger on, so what does not match is printed.
     lines = capsys.readouterr().out.splitlines()
     missing = [line for line in lines if line.startswith("missing keys in source")]
     assert len(missing) == len(models) == 1 + len(hooks)
@@ -201,10 +201,10 @@ def test_resumes(tmp_path):
     assert list(states) == list(expected)
     for number, state in expected.items():
         assert_same(states[number], state)
-    # 33 weights or so, and a pair for each of the 16 activations that are not frozen.
-    kept = [name for name, p in runner.model.named_parameters() if p.requires_grad]
-    moved = [name for name in kept if is_adaptive(name)]
-    assert len(moved) == 2 * 16 and len(expected) == len(kept)
+    # The weights, and a pair for each of the 16 activations that are not frozen.
+    trainable = [n for n, p in runner.model.named_parameters() if p.requires_grad]
+    moved = [name for name in trainable if is_adaptive(name)]
+    assert len(moved) == 2 * 16 and len(expected) == len(trainable)
     for name in moved:
         assert not torch.equal(first.after[-1][name], first.model[name]), name
     assert_same(runner.model.state_dict(), straight.model.state_dict())
@@ -225,13 +225,13 @@ def test_exponential_moving_average(tmp_path):
         m = (1 - momentum) * math.exp(-(1 + step) / gamma) + momentum
         average = {k: (1 - m) * v + m * source[k] for k, v in average.items()}
     saved = torch.load(tmp_path / "work/epoch_2.pth")
-    found = adaptive(saved["state_dict"])
-    assert len(found) == len(average) == 2 * 21
+    actual = adaptive(saved["state_dict"])
+    assert len(actual) == len(average) == 2 * 21
     for name, value in average.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-        kept = saved["ema_state_dict"][f"module.{name}"]
-        assert torch.equal(kept, snapshots.after[-1][name])
-    assert any(not torch.equal(found[n], snapshots.after[-1][n]) for n in found)
+        torch.testing.assert_close(actual[name], value, msg=name)
+        source = saved["ema_state_dict"][f"module.{name}"]
+        assert torch.equal(source, snapshots.after[-1][name])
+    assert any(not torch.equal(actual[n], snapshots.after[-1][n]) for n in actual)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_weight_decay(base):
                 for param in group["params"]
             }
         )
-    found, expected = decays
-    own = adaptive(found)
-    # MMEngine leaves frozen parameters out if there is a paramwise_cfg.
+    actual, expected = decays
+    own = adaptive(actual)
+    # With a paramwise_cfg, MMEngine leaves frozen parameters out.
     trainable = sum(site.trainable for site in build(base).conversion_report.sites)
     assert len(own) >= 2 * trainable > 20
     assert set(own.values()) == {0}
-    assert {k: v for k, v in found.items() if k not in own} == expected
+    assert {k: v for k, v in actual.items() if k not in own} == expected
     assert max(expected.values()) > 0
 
 
@@ -369,7 +369,7 @@ WITH_CP = {
 
 @pytest.mark.parametrize("name", WITH_CP)
 def test_with_cp(name):
-    """mmdet asks for checkpointing as torch does it by default, reentrant."""
+    """mmdet uses torch's default, reentrant checkpoints."""
     x = torch.randn(2, 3, 64, 64)
     outputs, grads, calls = [], [], []
     for with_cp in (False, True):
@@ -425,7 +425,7 @@ def _worker(work):
     _train_with_runner(work)
     _compare_gradients()
     _compare_with_the_joint_batch(build(RETINA))
-    # Reentrant checkpoints, of which DDP lets no parameter take part in two.
+    # DDP refuses a parameter that takes part in two reentrant checkpoints.
     backbone = dict(base_type="ResNet", depth=50, base_channels=8, with_cp=True)
     _compare_with_the_joint_batch(MODELS.build(dict(type="APADetector", **backbone)))
     print("worker is done")
@@ -476,7 +476,7 @@ def _train_with_runner(work):
 
 
 def _compare_gradients():
-    """Each rank sees images of its own; the gradients are those of the average."""
+    """Each rank has its own images; the gradients are those of the average."""
     model = build(FASTER).train()
     together = MMDistributedDataParallel(copy.deepcopy(model))
     for _ in range(2):
@@ -496,7 +496,7 @@ def _compare_gradients():
 
 
 class _MeanOverImages(nn.Module):
-    """A loss that is the mean of the images' own, unlike a detector's."""
+    """The mean of the images' own losses, which a detector's is not."""
 
     def __init__(self, model):
         super().__init__()
@@ -510,14 +510,14 @@ class _MeanOverImages(nn.Module):
 
 
 def _compare_with_the_joint_batch(model):
-    alone = _MeanOverImages(scatter(model)).train()
-    together = MMDistributedDataParallel(copy.deepcopy(alone))
+    single = _MeanOverImages(scatter(model)).train()
+    together = MMDistributedDataParallel(copy.deepcopy(single))
     torch.manual_seed(0)
     joint = torch.randn(4, 3, 64, 64)
-    alone(joint).backward()
+    single(joint).backward()
     together(joint.chunk(2)[dist.get_rank()]).backward()
     compared = 0
-    pairs = zip(alone.named_parameters(), together.module.parameters())
+    pairs = zip(single.named_parameters(), together.module.parameters())
     for (name, param), other in pairs:
         if param.requires_grad:
             _assert_same_everywhere(other.grad)
