@@ -392,20 +392,20 @@ def _compare_with_the_joint_batch():
     from apa_mmdet.models import APAResNet
 
     torch.manual_seed(0)
-    alone = APAResNet(18, base_channels=8)
-    alone.train()
-    together = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(alone))
+    single = APAResNet(18, base_channels=8)
+    single.train()
+    together = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(single))
     joint = torch.randn(4, 3, 64, 64)
     half = joint.chunk(2)[dist.get_rank()]
-    for model, images in ((alone, joint), (together, half)):
+    for model, images in ((single, joint), (together, half)):
         sum(F.huber_loss(x, torch.ones_like(x)) for x in model(images)).backward()
-    pairs = zip(alone.named_parameters(), together.module.parameters())
+    pairs = zip(single.named_parameters(), together.module.parameters())
     compared = 0
     for (key, param), other in pairs:
         if key.endswith(("lambda_param", "kappa_param")):
             torch.testing.assert_close(other.grad, param.grad, rtol=1e-5, atol=1e-7)
             compared += 1
-    assert compared == 2 * sum(isinstance(m, AGLU) for m in alone.modules()) > 0
+    assert compared == 2 * sum(isinstance(m, AGLU) for m in single.modules()) > 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device)
-    parser.add_argument("--rounds", type=int, default=rounds, help="medians of so many")
+    parser.add_argument("--rounds", type=int, default=rounds, help="measurements per figure")
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks"), help="folder to write to"
     )

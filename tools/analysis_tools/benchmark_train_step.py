@@ -102,7 +102,7 @@ def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
             if number >= 2:  # the first rounds warm up
                 pairs.append(pair)
     rows = []
-    for name, step, pairs, kept in zip(cfgs, steps, times, saved):
+    for name, step, pairs, size in zip(cfgs, steps, times, saved):
         walls, hosts = zip(*pairs)
         peak = peak_bytes(step, args.device)
         launches, busy = gpu_work(step, args.device)
@@ -114,8 +114,8 @@ def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
             host_ms=1e3 * median(hosts),
             gpu_busy_ms=busy and 1e3 * busy,
             gpu_launches=launches,
-            saved_mib=kept / _MIB,
-            saved_ratio=kept / saved[0],
+            saved_mib=size / _MIB,
+            saved_ratio=size / saved[0],
             peak_mib=peak and peak / _MIB,
         )
         rows.append(row)
