@@ -5,7 +5,7 @@ import logging
 import re
 import subprocess
 import sys
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import get_test_pipeline_cfg, register_all_modules
 from mmengine.analysis import get_model_complexity_info
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule, revert_sync_batchnorm
 from mmengine.runner import load_checkpoint, save_checkpoint
@@ -29,43 +29,7 @@ from torch import nn
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
-
-BASES = {
-    "faster": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
-    "retina": "retinanet/retinanet_r50_fpn_1x_coco.py",
-}
-BACKBONE = {
-    "model.backbone.depth": 18,
-    "model.backbone.base_channels": 8,
-    "model.backbone.init_cfg": None,
-    "model.neck.in_channels": [8, 16, 32, 64],
-    "model.neck.out_channels": 16,
-}
-SMALL = {
-    "faster": {
-        **BACKBONE,
-        "model.rpn_head.in_channels": 16,
-        "model.rpn_head.feat_channels": 16,
-        "model.roi_head.bbox_roi_extractor.out_channels": 16,
-        "model.roi_head.bbox_head.in_channels": 16,
-        "model.roi_head.bbox_head.fc_out_channels": 32,
-        "model.roi_head.bbox_head.num_classes": 3,
-        "model.test_cfg.rpn.max_per_img": 32,
-        "model.test_cfg.rcnn.score_thr": 0.0,
-        "model.test_cfg.rcnn.max_per_img": 10,
-    },
-    "retina": {
-        **BACKBONE,
-        "model.bbox_head.in_channels": 16,
-        "model.bbox_head.feat_channels": 16,
-        "model.bbox_head.stacked_convs": 2,
-        "model.bbox_head.num_classes": 3,
-    },
-}
-CONVERT = """
-custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)
-model = dict(type='APADetector', base_type={{_base_.model.type}})
-"""
+from apa_mmdet.testing.small_detectors import FASTER_RCNN, RETINANET, small_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,23 +42,14 @@ def one_scope_and_thread():
     torch.set_num_threads(threads)
 
 
-@cache
-def _read(base, converted):
-    text = f"_base_ = 'mmdet::{BASES[base]}'\n" + (CONVERT if converted else "")
-    cfg = Config.fromstring(text, ".py")
-    cfg.merge_from_dict(SMALL[base])
+def config(base=FASTER_RCNN, converted=True, **settings):
+    cfg = small_config(base, converted, **settings)
     # Resize, the second step of both.
     cfg.test_dataloader.dataset.pipeline[1].scale = (96, 96)
     return cfg
 
 
-def config(base="faster", converted=True, **settings):
-    cfg = copy.deepcopy(_read(base, converted))
-    cfg.merge_from_dict({f"model.{key}": value for key, value in settings.items()})
-    return cfg
-
-
-def build(base="faster", converted=True, **settings):
+def build(base=FASTER_RCNN, converted=True, **settings):
     """Return a small detector whose every number differs from its default."""
     torch.manual_seed(0)
     model = MODELS.build(config(base, converted, **settings).model).eval()
@@ -436,7 +391,7 @@ def test_amp():
     batch = demo_mm_inputs(2, (3, 128, 128), num_classes=3)
     losses, dtypes = [], []
     for converted, enabled in ((True, True), (True, False), (False, True)):
-        model = build("retina", converted).train()
+        model = build(RETINANET, converted).train()
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             total, _ = model.parse_losses(model(**data, mode="loss"))
@@ -477,7 +432,7 @@ def test_compiled_backbone():
 
 def test_flops():
     """7 for each element of a site's output, in each of its calls."""
-    models = build("retina"), build("retina", converted=False)
+    models = build(RETINANET), build(RETINANET, converted=False)
     data = demo_mm_inputs(1, (3, 64, 64), num_classes=3)
     data = models[0].data_preprocessor(data, False)
     elements, flops = [], []

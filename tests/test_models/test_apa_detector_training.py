@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import MMDistributedDataParallel
@@ -25,40 +24,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from apa_mmdet.layers import AGLU
+from apa_mmdet.testing.small_detectors import FASTER_RCNN, RETINANET, small_config
 
 REPO = Path(__file__).parents[2]
-BACKBONE = {
-    "model.backbone.depth": 18,
-    "model.backbone.base_channels": 8,
-    "model.backbone.init_cfg": None,
-    "model.neck.in_channels": [8, 16, 32, 64],
-    "model.neck.out_channels": 16,
-}
-FASTER = "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
-RETINA = "retinanet/retinanet_r50_fpn_1x_coco.py"
-SMALL = {
-    FASTER: {
-        **BACKBONE,
-        "model.rpn_head.in_channels": 16,
-        "model.rpn_head.feat_channels": 16,
-        "model.roi_head.bbox_roi_extractor.out_channels": 16,
-        "model.roi_head.bbox_head.in_channels": 16,
-        "model.roi_head.bbox_head.fc_out_channels": 32,
-        "model.roi_head.bbox_head.num_classes": 3,
-        "model.train_cfg.rpn_proposal.max_per_img": 32,
-    },
-    RETINA: {
-        **BACKBONE,
-        "model.bbox_head.in_channels": 16,
-        "model.bbox_head.feat_channels": 16,
-        "model.bbox_head.stacked_convs": 2,
-        "model.bbox_head.num_classes": 3,
-    },
-}
-CONVERT = """
-custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)
-model = dict(type='APADetector', base_type={{_base_.model.type}})
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,23 +39,9 @@ def one_scope_and_thread():
     torch.set_num_threads(threads)
 
 
-@cache
-def _read(base, converted):
-    text = f"_base_ = 'mmdet::{base}'\n" + (CONVERT if converted else "")
-    cfg = Config.fromstring(text, ".py")
-    cfg.merge_from_dict(SMALL.get(base, {}))
-    return cfg
-
-
-def config(base, converted=True, **settings):
-    cfg = copy.deepcopy(_read(base, converted))
-    cfg.merge_from_dict({f"model.{key}": value for key, value in settings.items()})
-    return cfg
-
-
 def build(base, converted=True, **settings):
     torch.manual_seed(0)
-    return MODELS.build(config(base, converted, **settings).model)
+    return MODELS.build(small_config(base, converted, **settings).model)
 
 
 def is_adaptive(name):
@@ -114,7 +68,7 @@ def images(count=4):
 def make_runner(work, epochs=2, **settings):
     """Return a runner whose epochs of two iterations see the same data."""
     return Runner(
-        model=settings.pop("model", config(RETINA).model),
+        model=settings.pop("model", small_config(RETINANET).model),
         work_dir=str(work),
         train_dataloader=DataLoader(images(), batch_size=2, collate_fn=pseudo_collate),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -169,7 +123,7 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("hooks", [[], [dict(type="EMAHook")]])
 def test_load_from_an_unconverted_checkpoint(tmp_path, capsys, hooks):
     path = tmp_path / "plain.pth"
-    plain = build(RETINA, converted=False).state_dict()
+    plain = build(RETINANET, converted=False).state_dict()
     torch.save(dict(state_dict=plain, meta={}), path)
     _, snapshots = train(
         tmp_path / "work", epochs=1, load_from=str(path), custom_hooks=hooks
@@ -239,7 +193,7 @@ def test_exponential_moving_average(tmp_path):
     [
         "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",  # norm and bias by type
         "swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py",  # custom_keys
-        FASTER,  # no paramwise_cfg
+        FASTER_RCNN,  # no paramwise_cfg
     ],
 )
 def test_weight_decay(base):
@@ -253,7 +207,9 @@ def test_weight_decay(base):
     decays = []
     for converted in (True, False):
         model = build(base, converted, **small)
-        wrapper = build_optim_wrapper(model, config(base, converted).optim_wrapper)
+        wrapper = build_optim_wrapper(
+            model, small_config(base, converted).optim_wrapper
+        )
         names = {id(param): name for name, param in model.named_parameters()}
         decays.append(
             {
@@ -274,7 +230,7 @@ def test_weight_decay(base):
 
 # ---------------------------------------------------------------------- mean teacher
 def semi(way, base_type="SoftTeacher"):
-    detector = config(FASTER, converted=way == "inside").model
+    detector = small_config(FASTER_RCNN, converted=way == "inside").model
     cfg = dict(
         type=base_type,
         detector=detector,
@@ -310,14 +266,14 @@ def test_mean_teacher(way, base_type, tmp_path):
     # MeanTeacherHook pairs the parameters by their position.
     names = [name for name, _ in student.named_parameters()]
     assert names == [name for name, _ in teacher.named_parameters()]
-    assert names == [name for name, _ in build(FASTER).named_parameters()]
+    assert names == [name for name, _ in build(FASTER_RCNN).named_parameters()]
     assert len(adaptive(dict.fromkeys(names))) == 2 * 20
     assert not any(param.requires_grad for param in teacher.parameters())
-    trainable = [n for n, p in build(FASTER).named_parameters() if p.requires_grad]
+    trainable = [n for n, p in build(FASTER_RCNN).named_parameters() if p.requires_grad]
     assert trainable == [n for n, p in student.named_parameters() if p.requires_grad]
 
     path = str(tmp_path / "plain.pth")
-    torch.save(build(FASTER, converted=False).state_dict(), path)
+    torch.save(build(FASTER_RCNN, converted=False).state_dict(), path)
     load_checkpoint(model, path, map_location="cpu")
     for key, value in torch.load(path).items():
         assert torch.equal(student.state_dict()[key], value)
@@ -424,7 +380,7 @@ def _worker(work):
     register_all_modules(init_default_scope=True)
     _train_with_runner(work)
     _compare_gradients()
-    _compare_with_the_joint_batch(build(RETINA))
+    _compare_with_the_joint_batch(build(RETINANET))
     # DDP refuses a parameter that takes part in two reentrant checkpoints.
     backbone = dict(base_type="ResNet", depth=50, base_channels=8, with_cp=True)
     _compare_with_the_joint_batch(MODELS.build(dict(type="APADetector", **backbone)))
@@ -452,7 +408,7 @@ def _assert_same_everywhere(tensor):
 def _train_with_runner(work):
     runner = make_runner(
         Path(work) / "work",
-        model=config(FASTER).model,
+        model=small_config(FASTER_RCNN).model,
         launcher="pytorch",
         cfg=dict(
             model_wrapper_cfg=dict(
@@ -477,7 +433,7 @@ def _train_with_runner(work):
 
 def _compare_gradients():
     """Each rank has its own images; the gradients are those of the average."""
-    model = build(FASTER).train()
+    model = build(FASTER_RCNN).train()
     together = MMDistributedDataParallel(copy.deepcopy(model))
     for _ in range(2):
         torch.manual_seed(dist.get_rank())

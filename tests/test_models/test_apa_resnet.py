@@ -1,6 +1,7 @@
 """APAResNet and APAResNeXt against mmdet's own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
 from apa_mmdet.models import APAResNet, APAResNeXt
 from apa_mmdet.ops import use_implementation
+from apa_mmdet.testing.memory import saved_bytes
 
 RELU = dict(type="ReLU")
 SMALL = dict(base_channels=8)
@@ -150,22 +152,6 @@ def test_relu_start_keeps_pretrained_features():
             assert (out - expected).norm() <= 0.015 * expected.norm()
 
 
-def saved_bytes(model, x):
-    """Return the bytes saved for backward, without parameters and buffers."""
-    own = [*model.parameters(), *model.buffers()]
-    seen = {tensor.untyped_storage().data_ptr(): 0 for tensor in own}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        # With a reference, so that its address is not used again.
-        seen.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(x)
-    return sum(entry[0] for entry in seen.values() if entry)
-
-
 def se(gate):
     cfg = dict(type="APASELayer", ratio=2, gate_cfg=dict(type=gate))
     return dict(plugins=[dict(cfg=cfg, position="after_conv3")])
@@ -284,7 +270,7 @@ def test_saves_less_for_backward_than_its_relu_twin(build, kwargs, twin, ratio):
         options = {**kwargs, **changes, **small}
         model = build(act_cfg=act_cfg, norm_eval=True, frozen_stages=-1, **options)
         model.train()
-        sizes.append(saved_bytes(model, x))
+        sizes.append(saved_bytes(partial(model, x), model))
     assert sizes[0] <= ratio * sizes[1]
 
 
@@ -334,7 +320,7 @@ def test_a_converted_resnet_folds_its_norms(variant):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda *_: None)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    sizes = [saved_bytes(each, x) for each in (model, unfolded)]
+    sizes = [saved_bytes(partial(each, x), each) for each in (model, unfolded)]
     assert sizes[0] < 0.87 * sizes[1]  # the stem is not folded
     outs = [each(x) for each in (model, unfolded)]
     for ours, expected in zip(*outs):
