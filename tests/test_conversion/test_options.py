@@ -1,4 +1,4 @@
-"""What the options choose, and what they refuse before anything has changed."""
+"""What the options select, and what they refuse before anything has changed."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_an_excluded_site_beside_a_converted_one_stays_as_it_was():
 
 
 def test_filter_fn():
-    """It is asked about the sites that the other options select."""
+    """It is called for the sites that the other options select."""
     asked = {}
 
     def is_wanted(module, path):
@@ -157,8 +157,8 @@ def test_nothing_changes_if_filter_fn_raises():
     assert len(convert_activations(model).sites) == len(ALL)
 
 
-def test_names_of_other_libraries_classes_mean_nothing():
-    """Only rules that a library hands in say what its classes are."""
+def test_the_name_of_a_class_means_nothing():
+    """Only the rules that a library hands in say what its classes are."""
 
     class FPN(nn.Module):
         def forward(self, x):
@@ -218,7 +218,7 @@ def test_init(init, kappa):
 
 
 def test_an_explicit_start_keeps_the_form():
-    """The slope of a LeakyReLU is no starting value."""
+    """The slope of a LeakyReLU is not a starting value."""
     x = torch.randn(9)
     model = nn.Sequential(nn.LeakyReLU(0.1))
     convert_activations(model, init="silu")
@@ -264,7 +264,8 @@ def test_activation_by_dict_class_and_name():
             ValueError,
             ["num_parameters=64", "expected 1"],
         ),
-        (dict(filter_fn="relu"), TypeError, ["filter_fn='relu'", "function"]),
+        (dict(filter_fn=["relu"]), TypeError, ["filter_fn=['relu']", "function"]),
+        (dict(filter_fn="no.such"), ValueError, ["'no.such'", "package.module"]),
         (dict(activation="APA"), ValueError, ["init='auto'", "APA", "uniform"]),
         (dict(init="relu6"), ValueError, ["'relu6'", "silu"]),
         (dict(init=dict(lam=-1.0, kappa=1.0)), ValueError, ["-1", "lam >= 0"]),
