@@ -24,13 +24,15 @@ import sys
 import tempfile
 import threading
 import time
-from importlib.util import find_spec, module_from_spec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 # As in eval_lvis.py: without torch and mmdet.
-sys.modules.setdefault("apa_mmdet", module_from_spec(find_spec("apa_mmdet")))
+package = sys.modules.setdefault("apa_mmdet", ModuleType("apa_mmdet"))
+package.__path__ = [str(Path(__file__).parents[2] / "apa_mmdet")]
 
 from apa_mmdet.testing.lvis_evaluators import EVALUATORS
 from apa_mmdet.testing.random_lvis import NUM_CLASSES, write_random_lvis
