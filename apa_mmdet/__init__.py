@@ -64,7 +64,7 @@ def _install() -> None:
         "layers.attention",  # APASELayer, APACBAM
         "models",  # APADetector, APAResNet, APAResNeXt, losses, heads and predictors
         "engine",  # ClassFrequencyHook
-        "evaluation.lvis_metric",  # LVISFastMetric
+        "evaluation.metric",  # LVISFastMetric
     ):
         import_module(f"{__name__}.{module}")
 

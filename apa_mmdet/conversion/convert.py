@@ -13,7 +13,7 @@ from .options import FilterFn, Options
 from .planning import ModulePlan, PlannedSite, join, plan_model
 from .report import ConversionReport, Left, Site
 from .rewriting import ActivationSites, rewrite
-from .rules import staying_in
+from .rules import fixed_in
 
 
 def convert_activations(
@@ -53,7 +53,7 @@ def convert_activations(
 
     Args:
         model: Any module. Convert it before an optimizer, DDP or an averaged copy lists
-            its parameters. A part that was converted on its own stays as it is.
+            its parameters. A module in it that was converted before stays as it is.
         activation: What to put in: ``'AGLU'``, ``'APA'``, a subclass of these, or a
             dict with that as ``type`` and further arguments.
         init: Starting values. ``'auto'``: as close as possible to what is replaced, see
@@ -76,7 +76,7 @@ def convert_activations(
             Also the function's name, ``'package.module.function'``.
 
     Returns:
-        The report, which is also kept as ``model.conversion_report``.
+        The report, which is also stored as ``model.conversion_report``.
 
     Raises:
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
@@ -98,9 +98,9 @@ def convert_activations(
     options.check_names(model, paths)
 
     report = ConversionReport()
-    staying = staying_in(model)
-    # All is decided before anything changes.
-    chosen = [_choose(plan, options, staying, report) for plan in plans]
+    fixed = fixed_in(model)
+    # Everything is decided before anything changes.
+    chosen = [_choose(plan, options, fixed, report) for plan in plans]
     for plan, sites in zip(plans, chosen):
         _convert(plan, sites, options, report)
     for module in model.modules():
@@ -119,12 +119,12 @@ def convert_activations(
 def _choose(
     plan: ModulePlan,
     options: Options,
-    staying: Mapping[tuple[int, str], str],
+    fixed: Mapping[tuple[int, str], str],
     report: ConversionReport,
 ) -> list[PlannedSite]:
     """Return the sites of a module to convert, and report what is left."""
     module, path = plan.module, plan.paths[0]
-    whole = [staying.get((id(m), "")) for m in (module, *plan.ancestors)]
+    whole = [fixed.get((id(m), "")) for m in (module, *plan.ancestors)]
     stays = next(filter(None, whole), None)
     for name, was, reason in plan.left:
         report.left.append(Left(join(path, name), was, stays or reason))
@@ -132,7 +132,7 @@ def _choose(
     for site in plan.sites:
         where = plan.path_of(site)
         name = site.attribute if site.method is None else f"{site.method}()"
-        reason = stays or staying.get((id(module), name))
+        reason = stays or fixed.get((id(module), name))
         reason = reason or options.reason_to_leave(site, module, where)
         if not reason:
             chosen.append(site)

@@ -91,7 +91,7 @@ def join(*names: str | None) -> str:
 
 
 def plan_model(model: nn.Module) -> list[ModulePlan]:
-    """Plan every module of a model, except parts that were converted on their own."""
+    """Plan every module of a model, except what was converted on its own."""
     plans: dict[int, ModulePlan] = {}
     classes = {type(module) for module in model.modules()}
 

@@ -267,9 +267,9 @@ class _Rewriter(ast.NodeTransformer):
 
 def _key(number: str | None, counters: list[str]) -> ast.JoinedStr:
     """Return the expression of a key: number and passes, joined by underscores."""
-    parts: list[ast.expr] = [] if number is None else [ast.Constant(number)]
+    pieces: list[ast.expr] = [] if number is None else [ast.Constant(number)]
     for counter in counters:
-        if parts:
-            parts.append(ast.Constant("_"))
-        parts.append(ast.FormattedValue(ast.Name(counter, ast.Load()), -1, None))
-    return ast.JoinedStr(parts)
+        if pieces:
+            pieces.append(ast.Constant("_"))
+        pieces.append(ast.FormattedValue(ast.Name(counter, ast.Load()), -1, None))
+    return ast.JoinedStr(pieces)

@@ -36,7 +36,7 @@ def APADetector(
 
     The result is the detector itself, of its own class, so that its checkpoint keys are
     those of the unconverted one plus ``lambda_param`` and ``kappa_param`` of each site.
-    Checkpoints of both load. The report is printed to the log and kept as
+    Checkpoints of both load. The report is printed to the log and stored as
     ``conversion_report``.
 
     Args:

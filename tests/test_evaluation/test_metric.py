@@ -1,4 +1,4 @@
-"""The metric takes LVISMetric's place, in one process and in several."""
+"""The metric replaces LVISMetric, in one process and in several."""
 
 import csv
 import json
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,17 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import Evaluator
 from pycocotools import mask as mask_utils
 
-from apa_mmdet.evaluation import parts
-from apa_mmdet.evaluation.ground_truth import load_ground_truth
-from apa_mmdet.evaluation.lvis_eval import evaluate
-from apa_mmdet.evaluation.lvis_metric import LVISFastMetric
-from apa_mmdet.evaluation.results_file import read_results
+from apa_mmdet.evaluation.core.evaluate import evaluate
+from apa_mmdet.evaluation.files.annotations import load_ground_truth
+from apa_mmdet.evaluation.files.results import read_results
+from apa_mmdet.evaluation.metric import LVISFastMetric
+from apa_mmdet.evaluation.store import disk
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
 
 
 def predictions(truth_path, seed=0, per_image=40, with_masks=True):
-    """Data samples as a model gives them: near misses, doubles, and nonsense."""
+    """Data samples as a model gives them: near misses, duplicates, random boxes."""
     data = json.loads(Path(truth_path).read_text())
     rng = np.random.default_rng(seed)
     label = {category["id"]: i for i, category in enumerate(data["categories"])}
@@ -48,7 +47,7 @@ def predictions(truth_path, seed=0, per_image=40, with_masks=True):
         boxes = np.array(boxes)
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         corners = corners.clip(0, np.tile([width, height], 2))
-        found = dict(
+        preds = dict(
             bboxes=torch.tensor(corners, dtype=torch.float32),
             scores=torch.tensor(rng.random(len(boxes)), dtype=torch.float32),
             labels=torch.tensor(labels),
@@ -57,9 +56,9 @@ def predictions(truth_path, seed=0, per_image=40, with_masks=True):
             masks = np.zeros((len(boxes), height, width), bool)
             for mask, (x0, y0, x1, y1) in zip(masks, np.rint(corners).astype(int)):
                 mask[y0:y1, x0:x1] = True
-            found["masks"] = torch.from_numpy(masks)
+            preds["masks"] = torch.from_numpy(masks)
         samples.append(
-            dict(img_id=image["id"], ori_shape=(height, width), pred_instances=found)
+            dict(img_id=image["id"], ori_shape=(height, width), pred_instances=preds)
         )
     return samples
 
@@ -81,12 +80,12 @@ def samples(truth_path):
 
 
 @pytest.fixture(scope="module")
-def usual(truth_path, samples):
-    """Its results with nothing but a metric asked for."""
+def default_results(truth_path, samples):
+    """The results with default options."""
     return run(LVISFastMetric(truth_path, metric=["bbox", "segm"]), samples)
 
 
-def test_results_are_those_of_lvis_metric(truth_path, samples, usual, tmp_path):
+def test_results_equal_lvis_metric(truth_path, samples, default_results, tmp_path):
     theirs = METRICS.build(
         dict(
             type="LVISMetric",
@@ -96,23 +95,25 @@ def test_results_are_those_of_lvis_metric(truth_path, samples, usual, tmp_path):
         )
     )
     expected = run(theirs, samples)
-    assert list(usual) == list(expected)
+    assert list(default_results) == list(expected)
     for name, value in expected.items():  # rounded to three decimals
-        assert usual[name] == pytest.approx(value, abs=5.1e-4), name
-    assert 0.05 < usual["lvis/bbox_AP"] < 0.95
-    assert any(round(value, 3) != value for value in usual.values())
+        assert default_results[name] == pytest.approx(value, abs=5.1e-4), name
+    assert 0.05 < default_results["lvis/bbox_AP"] < 0.95
+    assert any(round(value, 3) != value for value in default_results.values())
 
     ours = LVISFastMetric(
         truth_path, metric=["bbox", "segm"], outfile_prefix=str(tmp_path / "ours")
     )
-    assert run(ours, samples) == usual
+    assert run(ours, samples) == default_results
     for kind in ("bbox", "segm"):
-        texts = [(tmp_path / f"{who}.{kind}.json") for who in ("ours", "theirs")]
-        written, wanted = (json.loads(path.read_text()) for path in texts)
-        assert written == wanted
+        paths = [(tmp_path / f"{who}.{kind}.json") for who in ("ours", "theirs")]
+        written, expected = (json.loads(path.read_text()) for path in paths)
+        assert written == expected
 
 
-def test_results_are_those_of_lvis_api(truth_path, samples, usual, tmp_path, lvis_api):
+def test_results_equal_lvis_api(
+    truth_path, samples, default_results, tmp_path, lvis_api
+):
     metric = METRICS.build(
         dict(
             type="LVISFastMetric",
@@ -128,89 +129,93 @@ def test_results_are_those_of_lvis_api(truth_path, samples, usual, tmp_path, lvi
         results = json.loads(path.read_text())
         expected = lvis_api(truth_path, results, kind)
         for name in NAMES:
-            figure = usual[f"lvis/{kind}_{name}"]
+            figure = default_results[f"lvis/{kind}_{name}"]
             assert figure == pytest.approx(expected.figures[name], abs=1e-9)
         truth = load_ground_truth(truth_path, with_masks=True)
         result = evaluate(truth, read_results(path, truth, kind == "segm"), kind)
         np.testing.assert_allclose(result.precision, expected.precision, atol=1e-9)
 
 
-def test_only_what_is_judged_is_kept(truth_path, samples, monkeypatch):
+def test_only_judged_detections_are_kept(truth_path, samples, monkeypatch):
     kept = []
-    add = parts.PartWriter.add
+    add = disk.ShardWriter.add
 
-    def watched(self, part):
-        kept.append(part)
-        add(self, part)
+    def watched(self, shard):
+        kept.append(shard)
+        add(self, shard)
 
-    monkeypatch.setattr(parts.PartWriter, "add", watched)
+    monkeypatch.setattr(disk.ShardWriter, "add", watched)
     run(LVISFastMetric(truth_path, metric=["bbox", "segm"], max_dets=20), samples)
     truth = load_ground_truth(truth_path)
     total = sum(len(sample["pred_instances"]["scores"]) for sample in samples)
-    assert 0 < sum(len(part.score) for part in kept) < total / 3
-    for part in kept:
-        assert part.count[0] <= 20
-        image = np.repeat(part.image, part.count)
-        assert truth.is_judged(truth.pair(image, part.category)).all()
-        assert (part.mask_length > 0).all()
+    assert 0 < sum(len(shard.scores) for shard in kept) < total / 3
+    for shard in kept:
+        assert shard.num_dets[0] <= 20
+        image_index = np.repeat(shard.image_index, shard.num_dets)
+        assert truth.is_judged(truth.pairs(image_index, shard.class_index)).all()
+        assert (shard.mask_lengths > 0).all()
 
 
-def test_parts_may_be_many_and_small(truth_path, samples, usual, monkeypatch):
-    monkeypatch.setattr(parts, "_BYTES", 5000)
+def test_many_small_shards_give_the_same_result(
+    truth_path, samples, default_results, monkeypatch
+):
+    monkeypatch.setattr(disk, "_MAX_BYTES_HELD", 5000)
     written = []
-    flush = parts.PartWriter.flush
+    flush = disk.ShardWriter.flush
     monkeypatch.setattr(
-        parts.PartWriter, "flush", lambda self: (written.append(1), flush(self))
+        disk.ShardWriter, "flush", lambda self: (written.append(1), flush(self))
     )
     metric = LVISFastMetric(truth_path, metric=["bbox", "segm"])
-    assert run(metric, samples) == usual
+    assert run(metric, samples) == default_results
     assert len(written) > 5
-    assert run(metric, samples) == usual  # and again, as after the next epoch
+    assert run(metric, samples) == default_results  # and again, as after another epoch
 
 
-def test_masks_may_be_rles(truth_path, samples, usual):
+def test_masks_may_be_rles(truth_path, samples, default_results):
     encoded = []
     for sample in samples:
-        found = dict(sample["pred_instances"])
-        found["masks"] = [
+        preds = dict(sample["pred_instances"])
+        preds["masks"] = [
             mask_utils.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-            for mask in found["masks"]
+            for mask in preds["masks"]
         ]
-        encoded.append({**sample, "pred_instances": found})
+        encoded.append({**sample, "pred_instances": preds})
     metric = LVISFastMetric(truth_path, metric=["bbox", "segm"])
-    assert run(metric, encoded) == usual
+    assert run(metric, encoded) == default_results
 
 
-def test_masks_with_scores_of_their_own(truth_path, samples, usual):
-    """Boxes are ranked and cut by one score, masks by the other."""
-    swapped, alone = [], []
+def test_mask_scores(truth_path, samples):
+    """Boxes are ranked and limited by one score, masks by the other."""
+    with_mask_scores, only_mask_scores = [], []
     for sample in samples:
-        found = dict(sample["pred_instances"])
-        found["mask_scores"] = found["scores"].flip(0)
-        swapped.append({**sample, "pred_instances": found})
-        found = {**found, "scores": found["mask_scores"]}
-        del found["mask_scores"]
-        alone.append({**sample, "pred_instances": found})
+        preds = dict(sample["pred_instances"])
+        preds["mask_scores"] = preds["scores"].flip(0)
+        with_mask_scores.append({**sample, "pred_instances": preds})
+        preds = {**preds, "scores": preds["mask_scores"]}
+        del preds["mask_scores"]
+        only_mask_scores.append({**sample, "pred_instances": preds})
     options = dict(metric=["bbox", "segm"], max_dets=15)
-    both = run(LVISFastMetric(truth_path, **options), swapped)
+    both = run(LVISFastMetric(truth_path, **options), with_mask_scores)
     boxes = run(LVISFastMetric(truth_path, **options), samples)
-    masks = run(LVISFastMetric(truth_path, **options), alone)
+    masks = run(LVISFastMetric(truth_path, **options), only_mask_scores)
     for name in NAMES:
         assert both[f"lvis/bbox_{name}"] == boxes[f"lvis/bbox_{name}"]
         assert both[f"lvis/segm_{name}"] == masks[f"lvis/segm_{name}"]
     assert both["lvis/segm_AP"] != boxes["lvis/segm_AP"]
 
 
-def test_options_have_an_effect(truth_path, samples, usual, lvis_api, tmp_path):
-    bbox = {k: v for k, v in usual.items() if "bbox" in k}
+def test_options_have_an_effect(
+    truth_path, samples, default_results, lvis_api, tmp_path
+):
+    bbox = {k: v for k, v in default_results.items() if "bbox" in k}
     prefix = str(tmp_path / "all")
     run(LVISFastMetric(truth_path, format_only=True, outfile_prefix=prefix), samples)
     results = json.loads(Path(f"{prefix}.bbox.json").read_text())
 
     metric = LVISFastMetric(truth_path, iou_thrs=[0.5], prefix="x")
-    once = run(metric, samples)
-    assert once["x/bbox_AP"] == once["x/bbox_AP50"] == bbox["lvis/bbox_AP50"]
-    assert once["x/bbox_AP75"] == -1
+    at_50 = run(metric, samples)
+    assert at_50["x/bbox_AP"] == at_50["x/bbox_AP50"] == bbox["lvis/bbox_AP50"]
+    assert at_50["x/bbox_AP75"] == -1
 
     metric = LVISFastMetric(truth_path, max_dets=5, metric_items=["AP", "ARs@5"])
     few = run(metric, samples)
@@ -239,15 +244,15 @@ def test_proposals(truth_path, samples):
     )
     recalls = run(metric, samples)
     assert list(recalls) == [f"lvis/AR{a}@{n}" for n in (3, 50) for a in ("", *"sml")]
-    # Classes do not matter: labels of an RPN are all 0.
-    blind = []
+    # Classes do not matter: the labels of an RPN are all 0.
+    unlabelled = []
     for sample in samples:
-        found = dict(sample["pred_instances"])
-        found["labels"] = torch.zeros_like(found["labels"])
-        blind.append({**sample, "pred_instances": found})
-    assert run(metric, blind) == recalls
+        preds = dict(sample["pred_instances"])
+        preds["labels"] = torch.zeros_like(preds["labels"])
+        unlabelled.append({**sample, "pred_instances": preds})
+    assert run(metric, unlabelled) == recalls
     assert recalls["lvis/AR@3"] < recalls["lvis/AR@50"]
-    assert recalls["lvis/AR@50"] > 0.9  # there is a near miss of each instance
+    assert recalls["lvis/AR@50"] > 0.9  # each instance has a near miss
     metric = LVISFastMetric(
         truth_path, metric="proposal_fast", proposal_nums=(3, 50), iou_thrs=0.5
     )
@@ -256,7 +261,9 @@ def test_proposals(truth_path, samples):
     assert fast["lvis/AR@50"] >= recalls["lvis/AR@50"]
 
 
-def test_fixed_ap(truth_path, samples, usual, lvis_api, tmp_path, monkeypatch):
+def test_fixed_ap(
+    truth_path, samples, default_results, lvis_api, tmp_path, monkeypatch
+):
     prefix = str(tmp_path / "all")
     metric = LVISFastMetric(
         truth_path,
@@ -273,11 +280,11 @@ def test_fixed_ap(truth_path, samples, usual, lvis_api, tmp_path, monkeypatch):
             value = results[f"lvis/{kind}_Fixed{name}"]
             assert value == pytest.approx(expected[name], abs=1e-9)
     assert results["lvis/bbox_AP"] != results["lvis/bbox_FixedAP"]
-    # Dropping on the way what cannot count changes nothing.
+    # Dropping early what cannot count does not change the result.
     limited = dict(metric="segm", fixed_ap=True, max_dets_per_class=6)
     whole = run(LVISFastMetric(truth_path, **limited), samples)
-    monkeypatch.setattr("apa_mmdet.evaluation.gathering._PRUNE", 30)
-    monkeypatch.setattr(parts, "_BYTES", 5000)
+    monkeypatch.setattr("apa_mmdet.evaluation.store.loading._MAX_DETS_HELD", 30)
+    monkeypatch.setattr(disk, "_MAX_BYTES_HELD", 5000)
     assert run(LVISFastMetric(truth_path, **limited), samples) == whole
     assert whole["lvis/segm_FixedAP"] < results["lvis/segm_FixedAP"]
 
@@ -302,11 +309,11 @@ def test_classwise(truth_path, samples, tmp_path):
     assert f"lvis/segm_{name}_precision" in results
 
 
-def test_in_mmengines_evaluator_with_nothing_found(truth_path, samples):
+def test_mmengines_evaluator_without_detections(truth_path, samples):
     empty = []
     for sample in samples:
-        found = {name: value[:0] for name, value in sample["pred_instances"].items()}
-        empty.append({**sample, "pred_instances": found})
+        preds = {name: value[:0] for name, value in sample["pred_instances"].items()}
+        empty.append({**sample, "pred_instances": preds})
     config = dict(type="mmdet.LVISFastMetric", ann_file=truth_path, metric="segm")
     evaluator = Evaluator(config)
     results = evaluator.offline_evaluate(empty, chunk_size=4)
@@ -332,26 +339,26 @@ def test_in_mmengines_evaluator_with_nothing_found(truth_path, samples):
         (dict(file_client_args={}), RuntimeError, "use backend_args"),
     ],
 )
-def test_arguments_are_refused_at_once(truth_path, options, error, message):
+def test_bad_arguments_are_refused_at_once(truth_path, options, error, message):
     with pytest.raises(error, match=message):
         LVISFastMetric(truth_path, **options)
 
 
-def test_annotations_are_needed(tmp_path):
+def test_the_annotation_file_is_required(tmp_path):
     with pytest.raises(ValueError, match="set val_evaluator.ann_file to"):
         LVISFastMetric()
     with pytest.raises(FileNotFoundError):
         LVISFastMetric(str(tmp_path / "nowhere.json"))
 
 
-def test_bad_predictions_are_refused_when_they_come(truth_path, samples):
+def test_bad_predictions_are_refused_by_process(truth_path, samples):
     metric = LVISFastMetric(truth_path, metric=["bbox", "segm"])
 
-    def refused(message, img_id=None, **changes):
-        found = {**samples[0]["pred_instances"]}
+    def assert_refused(message, img_id=None, **changes):
+        preds = {**samples[0]["pred_instances"]}
         for name, change in changes.items():
-            found[name] = change(found[name].clone())
-        sample = {**samples[0], "pred_instances": found}
+            preds[name] = change(preds[name].clone())
+        sample = {**samples[0], "pred_instances": preds}
         sample["img_id"] = sample["img_id"] if img_id is None else img_id
         with pytest.raises(ValueError, match=message):
             metric.process(None, [sample])
@@ -365,20 +372,26 @@ def test_bad_predictions_are_refused_when_they_come(truth_path, samples):
         return change
 
     here = samples[0]["img_id"]
-    refused("img_id 999 is not in the annotation file", img_id=999)
-    refused(
+    assert_refused("img_id 999 is not in the annotation file", img_id=999)
+    assert_refused(
         rf"of image {here}.*\n  score is not finite: 4, the first: detection 1 nan, "
         "detection 5 nan, detection 6 nan$",
         scores=put(float("nan"), 1, 5, 6, 9),
     )
-    refused("box of negative size.*detection 2", bboxes=put(-5, (2, 2)))
-    refused("box is not finite: 1", bboxes=put(float("inf"), (0, 3)))
-    refused(
-        r"none of the annotation file's 40 categories has: 2, the first: detection 0 "
-        r"\(40\), detection 3",
+    assert_refused("box of negative size.*detection 2", bboxes=put(-5, (2, 2)))
+    assert_refused("box is not finite: 1", bboxes=put(float("inf"), (0, 3)))
+    assert_refused(
+        r"label outside the annotation file's 40 categories: 2, the first: "
+        r"detection 0 \(40\), detection 3",
         labels=put(40, 0, 3),
     )
-    refused("mask of another size than its image, 96 x 96", masks=lambda m: m[:, :-1])
+    assert_refused(
+        "mask of another size than its image, 96 x 96", masks=lambda m: m[:, :-1]
+    )
+    rles = [dict(size=[96, 96], counts=b"123")] * len(
+        samples[0]["pred_instances"]["masks"]
+    )
+    assert_refused("damaged mask, .*first: detection", masks=lambda _: rles)
     without = {**samples[0]["pred_instances"]}
     del without["masks"]
     with pytest.raises(
@@ -387,12 +400,12 @@ def test_bad_predictions_are_refused_when_they_come(truth_path, samples):
         metric.process(None, [{**samples[0], "pred_instances": without}])
 
 
-def test_images_predicted_twice(truth_path, samples, usual):
+def test_images_predicted_twice(truth_path, samples, default_results):
     options = dict(ann_file=truth_path, metric=["bbox", "segm"])
     again = samples + samples[:3]
-    # A sampler that fills up the last batch...
-    assert run(LVISFastMetric(**options), again, size=len(samples)) == usual
-    # ... is something else than a data set with images in it twice.
+    # A sampler that fills up the last batch is accepted,
+    assert run(LVISFastMetric(**options), again, size=len(samples)) == default_results
+    # a data set that contains images twice is not.
     with pytest.raises(ValueError, match="3 images were predicted more than once"):
         run(LVISFastMetric(**options), again)
 
@@ -402,7 +415,10 @@ def test_images_predicted_twice(truth_path, samples, usual):
 
 @pytest.fixture(scope="module")
 def three_processes(truth_path, tmp_path_factory):
-    """What three processes saw; what they do is in _worker, below."""
+    """What three processes report; what they do is in _worker, below.
+
+    A process that waits for a dead one until the metric's timeout exceeds this one's.
+    """
     folder = tmp_path_factory.mktemp("three")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, truth_path, str(folder)],
@@ -420,10 +436,10 @@ def three_processes(truth_path, tmp_path_factory):
     ], folder
 
 
-def test_three_processes_equal_one(three_processes, usual):
+def test_three_processes_equal_one(three_processes, default_results):
     seen, _ = three_processes
     for each in seen[:2]:
-        assert each["together"] == usual
+        assert each["results"] == default_results
 
 
 def test_a_failure_in_the_first_process_reaches_the_others(three_processes):
@@ -435,15 +451,14 @@ def test_a_failure_in_the_first_process_reaches_the_others(three_processes):
     assert seen[1]["failure"].startswith(expected)
 
 
-def test_a_killed_process_is_an_error_and_no_hang(three_processes):
+def test_a_killed_process_raises_in_the_others(three_processes):
     seen, folder = three_processes
     assert seen[2] is None  # killed, it could not write
     text = seen[0]["killed"]
     assert text.startswith("RuntimeError: LVIS evaluation: process 2 died, or did not")
-    assert seen[0]["seconds"] < 20 and seen[1]["seconds"] < 20
     expected = "RuntimeError: the evaluation failed in process 0: " + text
     assert seen[1]["killed"] == expected
-    assert "did not come within 3 s" in seen[0]["never came"]
+    assert "did not answer within 3 s" in seen[0]["never came"]
     assert seen[0]["left behind"] == 1  # the killed one's
 
 
@@ -459,14 +474,14 @@ def _worker(rank, truth_path, folder):
         return LVISFastMetric(
             truth_path,
             metric=["bbox", "segm"],
-            collect_dir=f"{folder}/parts",
+            collect_dir=f"{folder}/shards",
             timeout=timeout,
         )
 
-    metric = build(60)
-    # As the sampler deals them, the first image twice to fill up the last batch.
+    metric = build(3600)
+    # As the sampler distributes them, with the first image again to fill the batch.
     mine = (samples + samples[:1] * (-size % 3))[rank::3]
-    seen["together"] = run(metric, mine, size)
+    seen["results"] = run(metric, mine, size)
 
     def error_of(function):
         try:
@@ -480,11 +495,9 @@ def _worker(rank, truth_path, folder):
         metric.process(None, [sample])
         if rank == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-    start = time.time()
     seen["killed"] = error_of(lambda: metric.evaluate(size))
-    seen["seconds"] = time.time() - start
     seen["never came"] = error_of(lambda: run(build(3), mine, size))
-    seen["left behind"] = len(os.listdir(f"{folder}/parts"))
+    seen["left behind"] = len(os.listdir(f"{folder}/shards"))
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
     os._exit(0)  # gloo would wait for the dead process
 

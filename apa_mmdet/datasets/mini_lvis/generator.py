@@ -1,13 +1,4 @@
-"""Mini-LVIS: a small synthetic data set with a long tail, in LVIS v1 format.
-
-Forty classes, the product of eight shapes and five skins, are drawn on noisy
-backgrounds. At the default size ten are frequent, fifteen common and fifteen rare, and
-every rare class shares its shape with a frequent class and its skin with two, so that
-what is learnt on the head of the distribution can serve its tail.
-
-The folder it makes has the layout of LVIS v1; an LVIS config reads it after a change of
-``data_root`` and ``classes``. Needs numpy and OpenCV only.
-"""
+"""Generating the folder of mini-LVIS: images and annotation files."""
 
 from __future__ import annotations
 
@@ -22,25 +13,15 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from .mini_lvis_drawing import SHAPES, SKINS, compose
+from .assignment import CLASSES, assign_classes, image_quotas
+from .scenes import compose
 
-CLASSES: tuple[str, ...] = tuple(
-    f"{skin}_{shape}" for shape in SHAPES for skin in SKINS
-)
-
-# Raise it whenever the same arguments would give other files.
+# Increase it whenever the same arguments would give other files.
 _VERSION = 1
 _SPLITS = ("train", "val")
 _MARKER = ".mini_lvis_unfinished"
-
-# How many classes are meant to be frequent and common (the rest are rare), and the
-# share of the training images that shows the first and the last of them.
-_NUM_FREQUENT, _FREQUENT_SHARE = 10, (0.27, 0.19)
-_NUM_COMMON, _COMMON_SHARE = 15, (0.10, 0.022)
-_RARE_IMAGES = (9, 3)
 _MIN_TRAIN, _MIN_VAL, _MIN_SIZE = 375, 60, 96
-
-_MAX_CLASSES, _MAX_OBJECTS = 5, 6  # in one image
+_MAX_OBJECTS = 6  # in one image
 _NUM_NEGATIVES = 12
 _SECOND_INSTANCE, _UNANNOTATED = 0.12, 0.04  # probabilities
 
@@ -48,11 +29,11 @@ Progress = Callable[[int, int], None]
 
 
 class MiniLVIS(NamedTuple):
-    """What :func:`make_mini_lvis` found or made.
+    """What :func:`make_mini_lvis` generated or left unchanged.
 
     Attributes:
         root: Folder of the data set, the ``data_root`` of a config.
-        created: False if the set was there already.
+        created: False if the set already existed.
         splits: For ``'train'`` and ``'val'``: numbers of ``images`` and
             ``instances``, and for each group ``r``, ``c``, ``f`` the number of its
             classes that the split shows.
@@ -71,11 +52,11 @@ def make_mini_lvis(
     image_size: int = 160,
     progress: Progress | None = None,
 ) -> MiniLVIS:
-    """Draw mini-LVIS into a folder, or leave it alone if it is there already.
+    """Generate mini-LVIS in a folder, or leave it unchanged if it already exists.
 
-    The annotation files are written last, so that a set which looks complete is
-    complete; what an interrupted call left behind is drawn anew. Equal arguments give
-    equal bytes under the same versions of numpy and OpenCV.
+    The annotation files are written last, so a set that looks complete is complete. An
+    interrupted set is generated again. Equal arguments give equal bytes under the same
+    versions of numpy and OpenCV.
 
     Args:
         out_dir: Folder to make. It gets ``annotations/lvis_v1_{train,val}.json``,
@@ -88,11 +69,11 @@ def make_mini_lvis(
         progress: Called as ``progress(done, total)`` after each image.
 
     Returns:
-        The folder, whether it was made by this call, and what it holds.
+        The folder, whether this call generated it, and what it contains.
 
     Raises:
         ValueError: If a number is not an integer or too small.
-        FileExistsError: If ``out_dir`` holds a set made with other arguments, a
+        FileExistsError: If ``out_dir`` contains a set made with other arguments, a
             damaged set, or anything else.
     """
     numbers = dict(
@@ -120,16 +101,16 @@ def make_mini_lvis(
     root.mkdir(parents=True, exist_ok=True)
     marker.touch()
     for folder in ("annotations", "train2017", "val2017"):
-        # Whatever is here an interrupted call has left.
+        # Anything here was left by an interrupted call.
         shutil.rmtree(root / folder, ignore_errors=True)
         (root / folder).mkdir()
 
     total, first_id = num_train + num_val, 1
     data = {}
-    quotas = dict(zip(_SPLITS, _image_quotas(num_train, num_val)))
+    quotas = dict(zip(_SPLITS, image_quotas(num_train, num_val)))
     for stream, split in enumerate(_SPLITS):
         rng = np.random.default_rng((seed, stream))
-        plans = _deal_classes(quotas[split], made_with[f"num_{split}"], rng)
+        shown = assign_classes(quotas[split], made_with[f"num_{split}"], rng)
         data[split] = dict(
             info=dict(
                 description="mini-LVIS: synthetic long-tailed instance segmentation",
@@ -144,11 +125,11 @@ def make_mini_lvis(
             images=[],
             licenses=[dict(id=1, name="Synthetic images of apa_mmdet", url="")],
         )
-        for image_id, plan in enumerate(plans, start=first_id):
-            _draw_image(root, split, image_id, plan, image_size, data[split], rng)
+        for image_id, classes in enumerate(shown, start=first_id):
+            _write_image(root, split, image_id, classes, image_size, data[split], rng)
             if progress is not None:
                 progress(image_id, total)
-        first_id += len(plans)
+        first_id += len(shown)
 
     categories = _categories(data["train"]["annotations"])
     for split in _SPLITS:
@@ -161,11 +142,8 @@ def make_mini_lvis(
     return MiniLVIS(root, True, _count(data))
 
 
-# ------------------------------------------------------------------ the folder
-
-
 def _read_existing(root: Path, made_with: dict[str, int]) -> dict[str, Any] | None:
-    """Return the annotations of a complete set, or None if it is to be made."""
+    """Return the annotations of a complete set, or None if it has to be generated."""
     if (root / _MARKER).exists() or not root.exists():
         return None
     if root.is_dir() and not any(root.iterdir()):
@@ -178,24 +156,24 @@ def _read_existing(root: Path, made_with: dict[str, int]) -> dict[str, Any] | No
             )
             for split in _SPLITS
         }
-        found = data["train"]["info"]["mini_lvis"]
+        existing = data["train"]["info"]["mini_lvis"]
     except (OSError, ValueError, LookupError, TypeError):
         raise FileExistsError(
-            f"out_dir={str(root)!r} holds something that is not mini-LVIS; expected "
+            f"out_dir={str(root)!r} contains something that is not mini-LVIS; expected "
             f"a new or empty folder, or a set made before. {remedy}"
         ) from None
-    if found != made_with:
+    if existing != made_with:
         raise FileExistsError(
-            f"out_dir={str(root)!r} holds mini-LVIS made with {found}; expected "
+            f"out_dir={str(root)!r} contains mini-LVIS made with {existing}; expected "
             f"{made_with}. {remedy}"
         )
     for split in _SPLITS:
-        have = len(list((root / f"{split}2017").glob("*.jpg")))
-        want = len(data[split]["images"])
-        if have != want:
+        num_files = len(list((root / f"{split}2017").glob("*.jpg")))
+        num_images = len(data[split]["images"])
+        if num_files != num_images:
             raise FileExistsError(
-                f"out_dir={str(root)!r} holds a damaged mini-LVIS: {have} images in "
-                f"{split}2017, expected {want}. {remedy}"
+                f"out_dir={str(root)!r} contains a damaged mini-LVIS: {num_files} "
+                f"images in {split}2017, expected {num_images}. {remedy}"
             )
     return data
 
@@ -203,8 +181,8 @@ def _read_existing(root: Path, made_with: dict[str, int]) -> dict[str, Any] | No
 def _categories(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Describe the classes, with frequencies counted on the training annotations."""
     instances = Counter(ann["category_id"] for ann in annotations)
-    shown_in = {(ann["category_id"], ann["image_id"]) for ann in annotations}
-    images = Counter(category for category, _ in shown_in)
+    pairs = {(ann["category_id"], ann["image_id"]) for ann in annotations}
+    images = Counter(category for category, _ in pairs)
     return [
         dict(
             id=index,
@@ -235,56 +213,7 @@ def _count(data: dict[str, Any]) -> dict[str, dict[str, int]]:
     return counts
 
 
-# ------------------------------------------------------- which class goes where
-
-
-def _image_quotas(num_train: int, num_val: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many training and validation images show each class, (K,) each.
-
-    The number of rare images does not grow with the set. In the validation set rare
-    and common classes appear more often than their share, so that their AP means
-    something.
-    """
-    num_rare = len(CLASSES) - _NUM_FREQUENT - _NUM_COMMON
-    common = np.geomspace(*_COMMON_SHARE, _NUM_COMMON) * num_train
-    by_rank = np.concatenate(
-        [
-            np.geomspace(*_FREQUENT_SHARE, _NUM_FREQUENT) * num_train,
-            common.clip(11, 100),
-            np.geomspace(*_RARE_IMAGES, num_rare),
-        ]
-    )
-    # Ranks go round the shapes, the skin moving on with each: the frequent classes then
-    # show every shape at least once and every skin twice.
-    shape, skin = np.divmod(np.arange(len(CLASSES)), len(SKINS))
-    rank = (skin - shape) * 2 % len(SKINS) * len(SHAPES) + shape
-    train = by_rank[rank]
-    val = np.maximum(train / num_train * num_val, np.clip(num_val // 25, 4, 30))
-    return train.round().astype(int), val.round().astype(int)
-
-
-def _deal_classes(
-    quotas: np.ndarray, num_images: int, rng: np.random.Generator
-) -> list[list[int]]:
-    """Spread the classes over the images: a list of category ids for each image."""
-    plans: list[list[int]] = [[] for _ in range(num_images)]
-    for index in np.argsort(-quotas, kind="stable"):
-        room = np.array([_MAX_CLASSES - len(plan) for plan in plans], dtype=float)
-        chosen = rng.choice(
-            num_images, quotas[index], replace=False, p=room / room.sum()
-        )
-        for image in chosen:
-            plans[image].append(int(index) + 1)
-    for plan in plans:
-        if not plan:
-            plan.append(max(plans, key=len).pop())
-    return plans
-
-
-# ------------------------------------------------------------------ one image
-
-
-def _draw_image(
+def _write_image(
     root: Path,
     split: str,
     image_id: int,
@@ -294,16 +223,16 @@ def _draw_image(
     rng: np.random.Generator,
 ) -> None:
     """Write one image and append its records to ``data``."""
-    plan = [(category, True) for category in classes]
-    plan += [item for item in plan if rng.random() < _SECOND_INSTANCE]
-    plan = plan[:_MAX_OBJECTS]
+    objects = [(category, True) for category in classes]  # whether it is annotated
+    objects += [item for item in objects if rng.random() < _SECOND_INSTANCE]
+    objects = objects[:_MAX_OBJECTS]
     not_exhaustive = []
-    if len(plan) < _MAX_OBJECTS and rng.random() < _UNANNOTATED:
+    if len(objects) < _MAX_OBJECTS and rng.random() < _UNANNOTATED:
         not_exhaustive = [int(rng.choice(classes))]
-        plan.append((not_exhaustive[0], False))
-    plan = [plan[i] for i in rng.permutation(len(plan))]
+        objects.append((not_exhaustive[0], False))
+    objects = [objects[i] for i in rng.permutation(len(objects))]
 
-    image, masks = compose(size, [category for category, _ in plan], rng)
+    image, masks = compose(size, [category for category, _ in objects], rng)
     name = f"{split}2017/{image_id:012d}.jpg"
     if not cv2.imwrite(str(root / name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
         raise OSError(f"cannot write {root / name}")
@@ -323,8 +252,8 @@ def _draw_image(
             not_exhaustive_category_ids=not_exhaustive,
         )
     )
-    for (category, annotated), mask in zip(plan, masks):
-        if annotated:
+    for (category, is_annotated), mask in zip(objects, masks):
+        if is_annotated:
             data["annotations"].append(
                 dict(
                     id=len(data["annotations"]) + 1,
@@ -340,9 +269,9 @@ def _draw_image(
 def _polygons(mask: np.ndarray) -> list[list[float]]:
     """Trace a mask without holes along the edges of its pixels.
 
-    OpenCV traces the centres of border pixels, half a pixel inside. Tripled, a mask has
-    corners only at the first and last third of a pixel, which round to its edges, so
-    that the polygons give back the mask exactly.
+    OpenCV traces the centres of border pixels, half a pixel inside the edge. Tripled,
+    a mask has corners only in the first and last third of a pixel. These round to the
+    pixel's edges, so the polygons reproduce the mask exactly.
     """
     tripled = np.kron(mask, np.ones((3, 3), np.uint8))
     contours, _ = cv2.findContours(tripled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

@@ -13,15 +13,16 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 
-from .collecting import Collector
-from .gathering import Gatherer
-from .ground_truth import load_ground_truth
-from .lvis_eval import LVISResult, check_iou_thrs, evaluate
-from .parts import PartReader, PartWriter
-from .predictions import PredictionPacker
-from .proposals import proposal_recall, proposal_recall_fast
+from .core.evaluate import LVISResult, evaluate
+from .core.params import check_iou_thrs
+from .core.proposals import proposal_recall, proposal_recall_fast
+from .files.annotations import load_ground_truth
+from .files.results import ResultsWriter
 from .report import class_table, summary_table, write_class_csv
-from .results_file import ResultsWriter
+from .store.disk import ShardReader, ShardWriter
+from .store.loading import DetectionLoader
+from .store.packing import PredictionPacker
+from .store.ranks import RankCoordinator
 
 _METRICS = ("bbox", "segm", "proposal", "proposal_fast")
 _AP_ITEMS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -29,15 +30,15 @@ _AP_ITEMS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 @METRICS.register_module()
 class LVISFastMetric(BaseMetric):
-    """LVIS evaluation in the place of mmdet's ``LVISMetric``: its arguments and names.
+    """A replacement for mmdet's ``LVISMetric`` with its arguments and result names.
 
-    The figures are lvis-api's, at full precision. Predictions are kept on disk, in
-    arrays; those that LVIS does not judge (beyond the 300 best of an image, or of a
-    class that is neither annotated in the image nor known to be absent) are not kept
-    unless something asks for them. With several processes each keeps its own part, and
-    the first reads them all.
+    The figures are lvis-api's, at full precision. Predictions are kept on disk as
+    arrays. Those that LVIS does not judge (beyond the 300 best of an image, or of a
+    class that is neither annotated in the image nor known to be absent) are kept only
+    if an option needs them. With several processes each writes its own shards, and the
+    first reads them all.
 
-    Unlike with ``LVISMetric``, ``iou_thrs`` and ``proposal_nums`` have an effect, and
+    Unlike in ``LVISMetric``, ``iou_thrs`` and ``proposal_nums`` have an effect, and
     ``'proposal'`` and ``'proposal_fast'`` ignore classes.
 
     Args:
@@ -48,37 +49,37 @@ class LVISFastMetric(BaseMetric):
         classwise: Whether to log AP of each class, add it to the results as
             ``<name>_precision`` (``bbox_<name>_precision`` if both boxes and masks are
             evaluated) and write it as CSV: to ``<outfile_prefix>.bbox.classwise.csv``,
-            or beside the log file.
-        proposal_nums: How many proposals of each image to look at.
+            or next to the log file.
+        proposal_nums: Limits of proposals for each image.
         iou_thrs: IoU thresholds; 0.5, 0.55, ..., 0.95 if None.
-        metric_items: Which figures to return, such as ``['AP', 'APr', 'AR@300']``;
-            None for all AP and, of proposals, all AR.
-        format_only: Whether to write the result files alone, to be evaluated by
+        metric_items: Figures to return, such as ``['AP', 'APr', 'AR@300']``; None for
+            all AP and, of proposals, all AR.
+        format_only: Whether to only write the results files, to be evaluated by
             ``tools/analysis_tools/eval_lvis.py`` or a test server.
-        outfile_prefix: Where to write result files in LVIS's format:
-            ``<outfile_prefix>.bbox.json`` and, if `metric` has ``'segm'``,
-            ``.segm.json``. None for nowhere.
-        collect_device: As in ``BaseMetric``; predictions go by way of the disk.
+        outfile_prefix: Where to write results files in LVIS's format:
+            ``<outfile_prefix>.bbox.json`` and, if ``metric`` includes ``'segm'``,
+            ``.segm.json``. None to write none.
+        collect_device: As in ``BaseMetric``; unused, predictions go through the disk.
         prefix: Of the names of the results; ``'lvis'`` if None.
         file_client_args: Refused, as by ``LVISMetric``: it is now ``backend_args``.
-        backend_args: How to reach ``ann_file``, see :mod:`mmengine.fileio`.
-        max_dets: Detections judged of each image.
+        backend_args: How to read ``ann_file``, see :mod:`mmengine.fileio`.
+        max_dets: Limit of detections for each image.
         img_ids: Images to evaluate: ids, ``'predicted'`` for those that were predicted,
             or None for all of the annotation file.
         fixed_ap: Whether to add Fixed AP (``bbox_FixedAP``, ``bbox_FixedAPr``, ...; see
-            :func:`~.detections.choose_fixed`). For it to say something the model must
-            return more detections than 300 of an image (``test_cfg``).
-        max_dets_per_class: Detections of each class that Fixed AP judges.
+            :func:`~.core.selection.select_judged_fixed`). It is only informative if the
+            model returns more than 300 detections of an image (``test_cfg``).
+        max_dets_per_class: Limit of detections for each class in Fixed AP.
         collect_dir: Where to keep predictions until they are evaluated; a temporary
-            folder if None. Processes on several machines need one that all see.
+            folder if None. Processes on several machines need one that all of them see.
         timeout: Seconds to wait for another process; a process that dies is noticed at
             once.
-        num_workers: Processes to evaluate with; None for one for each core.
+        num_workers: Processes to evaluate with; None for one per core.
 
     Raises:
         KeyError: If ``metric`` is not one of those.
-        ValueError: If an argument or the annotation file cannot be used, or later a
-            prediction; see :class:`~.detections.Problems`.
+        ValueError: If an argument or the annotation file is unusable, or later a
+            prediction; see :class:`~.core.errors.InputErrors`.
         RuntimeError: If another process died.
     """
 
@@ -120,24 +121,24 @@ class LVISFastMetric(BaseMetric):
         self.max_dets_per_class = max_dets_per_class
         self.num_workers = num_workers
         self._check_arguments(ann_file, file_client_args)
-        self._collector = Collector(collect_dir, timeout)
-        self._writer: PartWriter | None = None
+        self._ranks = RankCoordinator(collect_dir, timeout)
+        self._writer: ShardWriter | None = None
         self._has_segm = "segm" in self.metrics
-        # The first process computes.
+        # Only the first process computes.
         with_masks = self._has_segm and not format_only and is_main_process()
         with get_local_path(ann_file, backend_args=backend_args) as path:
             self._truth = load_ground_truth(path, with_masks)
         if img_ids is not None and not isinstance(img_ids, str):
-            self._truth.only(img_ids)  # raises now rather than after the predictions
+            self._truth.subset(img_ids)  # an unknown id raises before predicting
         writes_files = outfile_prefix is not None
         masks_of = "all" if writes_files else "judged"
         self._packer = PredictionPacker(
             self._truth,
             max_dets,
-            keeps_all=writes_files
+            keep_all=writes_files
             or fixed_ap
             or any(name.startswith("proposal") for name in self.metrics),
-            needs_masks=self._has_segm,
+            need_masks=self._has_segm,
             masks_of=masks_of if self._has_segm else None,
         )
 
@@ -147,9 +148,9 @@ class LVISFastMetric(BaseMetric):
                 raise KeyError(f"metric={metric!r}: expected {', '.join(_METRICS)}")
         if ann_file is None:
             raise ValueError(
-                "ann_file=None: LVIS needs its annotation file, which says what is "
-                "known to be absent from an image and how frequent a class is; set "
-                "val_evaluator.ann_file to .../lvis_v1_val.json"
+                "ann_file=None: LVIS evaluation needs the annotation file, which says "
+                "which classes an image is known not to show and how frequent a class "
+                "is; set val_evaluator.ann_file to .../lvis_v1_val.json"
             )
         if file_client_args is not None:
             raise RuntimeError("file_client_args is deprecated; use backend_args")
@@ -187,9 +188,9 @@ class LVISFastMetric(BaseMetric):
         Args:
             data_batch: Not used.
             data_samples: With ``img_id`` and ``pred_instances``: ``bboxes`` (n, 4),
-                corners in pixels of the original image, ``scores`` and ``labels``
-                (n,), with masks ``masks``, bitmaps (n, height, width) or a list of
-                RLEs, and where a model has them ``mask_scores``.
+                corners in pixels of the original image; ``scores`` and ``labels``
+                (n,); if masks are evaluated ``masks``, bitmaps (n, height, width) or a
+                list of RLEs; and, if the model predicts them, ``mask_scores`` (n,).
 
         Raises:
             ValueError: If a prediction cannot be evaluated.
@@ -200,7 +201,7 @@ class LVISFastMetric(BaseMetric):
 
     def _open(self) -> None:
         if self._writer is None:
-            self._writer = PartWriter(self._collector.open())
+            self._writer = ShardWriter(self._ranks.make_folder())
 
     # ------------------------------------------------------------------ evaluation
 
@@ -208,8 +209,8 @@ class LVISFastMetric(BaseMetric):
         """Evaluate what all processes kept.
 
         Args:
-            size: Number of images in the data set. Samplers give images twice to make
-                the processes' shares equal; those count once.
+            size: Number of images in the data set. Samplers repeat some images so that
+                all processes get equally many; those count once.
 
         Returns:
             The results, the same in every process.
@@ -225,49 +226,49 @@ class LVISFastMetric(BaseMetric):
         def compute(folders: list[str], num_images: int) -> dict[str, float]:
             return self.compute_metrics(folders, max(num_images - size, 0))
 
-        results = self._collector.reduce(writer.num_images, compute)
+        results = self._ranks.run_on_first(writer.num_images, compute)
         if self.prefix:
             results = {f"{self.prefix}/{name}": v for name, v in results.items()}
         return results
 
     def compute_metrics(
-        self, results: list[str], allowed_twice: int = 0
+        self, results: list[str], max_repeats: int = 0
     ) -> dict[str, float]:
         """Evaluate what was written.
 
         Args:
             results: The folders of all processes.
-            allowed_twice: How many predictions of an image predicted before to drop.
+            max_repeats: How many repeated predictions of an image to drop.
 
         Returns:
             The results, without the prefix.
         """
         logger = MMLogger.get_current_instance()
-        reader = PartReader(results, self._truth.num_images)
+        reader = ShardReader(results, self._truth.num_images)
         times = reader.times_predicted()
-        if (times - 1).clip(0).sum() > allowed_twice:
-            again = self._truth.image_ids[times > 1]
+        if (times - 1).clip(0).sum() > max_repeats:
+            repeated = self._truth.image_ids[times > 1]
             raise ValueError(
-                f"{len(again)} images were predicted more than once, the first: "
-                f"{again[:3].tolist()}; the data set must have each image once"
+                f"{len(repeated)} images were predicted more than once, the first: "
+                f"{repeated[:3].tolist()}; the data set must contain each image once"
             )
         if self.outfile_prefix is not None:
             self._write_files(reader, logger)
         if self.format_only:
             return {}
-        gatherer = self._gatherer(reader, times > 0, logger)
+        loader = self._loader(reader, times > 0, logger)
         figures: dict[str, float] = {}
         for metric in self.metrics:
             logger.info(f"Evaluating {metric}...")
             if metric.startswith("proposal"):
-                figures |= self._proposal_recall(metric, gatherer, logger)
+                figures |= self._proposal_recall(metric, loader, logger)
             else:
-                figures |= self._average_precision(metric, gatherer, logger)
+                figures |= self._average_precision(metric, loader, logger)
         return figures
 
-    def _gatherer(
-        self, reader: PartReader, is_predicted: np.ndarray, logger: MMLogger
-    ) -> Gatherer:
+    def _loader(
+        self, reader: ShardReader, is_predicted: np.ndarray, logger: MMLogger
+    ) -> DetectionLoader:
         ids = self.img_ids
         if isinstance(ids, str):
             ids = self._truth.image_ids[is_predicted]
@@ -275,35 +276,32 @@ class LVISFastMetric(BaseMetric):
             logger.warning(
                 f"{is_predicted.sum():,} of the annotation file's "
                 f"{len(is_predicted):,} images were predicted; in the others "
-                "everything counts as missed. To evaluate the predicted images alone "
+                "everything counts as missed. To evaluate only the predicted images "
                 "set val_evaluator.img_ids='predicted' (test_evaluator for testing)"
             )
-        return Gatherer(reader, self._truth, ids)
+        return DetectionLoader(reader, self._truth, ids)
 
     def _average_precision(
-        self, metric: str, gatherer: Gatherer, logger: MMLogger
+        self, metric: str, loader: DetectionLoader, logger: MMLogger
     ) -> dict[str, float]:
         options = dict(
             iou_type=metric, iou_thrs=self.iou_thrs, num_workers=self.num_workers
         )
-        found = gatherer.judged(metric, self.max_dets)
-        result = evaluate(gatherer.truth, found, max_dets=self.max_dets, **options)
-        del found
+        dets = loader.judged(metric, self.max_dets)
+        result = evaluate(loader.truth, dets, max_dets=self.max_dets, **options)
+        del dets  # free it before Fixed AP loads more
         summary = result.summary()
         figures = self._pick(metric, summary, _AP_ITEMS)
         if self.classwise:
             self._report_classes(metric, result, logger)
-            both = {"bbox", "segm"} <= {*self.metrics}
-            start = f"{metric}_" if both else ""
-            for name, ap in zip(result.truth.names, result.class_ap().tolist()):
-                figures[f"{start}{name}_precision"] = ap
+            start = f"{metric}_" if {"bbox", "segm"} <= {*self.metrics} else ""
+            class_ap = zip(result.truth.class_names, result.class_ap().tolist())
+            figures |= {f"{start}{name}_precision": ap for name, ap in class_ap}
         logger.info(f"in per cent\n{summary_table({metric: summary})}")
         if self.fixed_ap:
             limit = self.max_dets_per_class
-            found = gatherer.best_of_classes(metric, limit)
-            result = evaluate(
-                gatherer.truth, found, max_dets_per_class=limit, **options
-            )
+            dets = loader.top_per_class(metric, limit)
+            result = evaluate(loader.truth, dets, max_dets_per_class=limit, **options)
             summary = result.summary()
             figures |= self._pick(metric, summary, summary)
             logger.info(
@@ -313,14 +311,14 @@ class LVISFastMetric(BaseMetric):
         return figures
 
     def _proposal_recall(
-        self, metric: str, gatherer: Gatherer, logger: MMLogger
+        self, metric: str, loader: DetectionLoader, logger: MMLogger
     ) -> dict[str, float]:
-        found = gatherer.best_of_images(max(self.proposal_nums))
-        given = gatherer.truth, found, self.proposal_nums, self.iou_thrs
+        dets = loader.top_per_image(max(self.proposal_nums))
+        inputs = loader.truth, dets, self.proposal_nums, self.iou_thrs
         if metric == "proposal":
-            recalls = proposal_recall(*given, num_workers=self.num_workers)
+            recalls = proposal_recall(*inputs, num_workers=self.num_workers)
         else:
-            recalls = proposal_recall_fast(*given)
+            recalls = proposal_recall_fast(*inputs)
         logger.info(f"in per cent\n{summary_table({metric: recalls})}")
         items = self.metric_items or recalls
         return {name: value for name, value in recalls.items() if name in items}
@@ -341,19 +339,17 @@ class LVISFastMetric(BaseMetric):
         elif log_file:
             path = osp.join(osp.dirname(log_file), f"{metric}.classwise.csv")
         else:
-            logger.info("no CSV of it: set outfile_prefix to have one")
+            logger.info("to have these as CSV, set outfile_prefix")
             return
-        write_class_csv(path, [result])
+        write_class_csv(path, {metric: result})
         logger.info(f"AP of each class written: {path}")
 
-    def _write_files(self, reader: PartReader, logger: MMLogger) -> None:
+    def _write_files(self, reader: ShardReader, logger: MMLogger) -> None:
         """Write the results in LVIS's format."""
-        for metric in ("bbox", "segm")[: 1 + self._has_segm]:
-            path = f"{self.outfile_prefix}.{metric}.json"
+        for iou_type in ("bbox", "segm")[: 1 + self._has_segm]:
+            path = f"{self.outfile_prefix}.{iou_type}.json"
             writer = ResultsWriter(path)
-            for found in reader.detections(by_mask_score=metric == "segm"):
-                if metric == "bbox":
-                    found.masks = None
-                writer.write(self._truth, found)
+            for dets in reader.detections(iou_type):
+                writer.write(self._truth, dets)
             writer.close()
             logger.info(f"results written: {path}")

@@ -1,7 +1,8 @@
-"""The pictures of mini-LVIS: scenes of simple objects and their visible masks.
+"""The images of mini-LVIS: scenes of simple objects and their visible masks.
 
-An object is a shape painted with a skin. Everything is drawn three times as fine as
-wanted and averaged down, so edges are smooth and a mask is what covers half a pixel.
+An object is a shape painted with a skin. Objects are drawn at three times the
+resolution and averaged down, so edges are smooth and a mask contains the pixels of
+which the object covers more than half.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ _SUPERSAMPLE = 3
 def compose(
     size: int, categories: list[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Draw one scene, the later objects over the earlier.
+    """Draw one scene, later objects over earlier ones.
 
     Args:
         size: Side of the square image in pixels.
-        categories: What to draw, in this order: ``1 + shape * len(SKINS) + skin``.
+        categories: Category ids to draw in this order, ``1 + shape * len(SKINS) +
+            skin``.
         rng: Source of everything random.
 
     Returns:
         The image (size, size, 3), uint8, BGR, and the visible mask of each object
-        (size, size), uint8 of 0 and 1. No mask has a hole, and each shows at least
-        60 % of its object and a box of at least 8 x 8 pixels.
+        (size, size), uint8 of 0 and 1. No mask has a hole, and each contains at least
+        60 % of its object and has a box of at least 8 x 8 pixels.
 
     Raises:
-        RuntimeError: If so many objects find no room in so small an image.
+        RuntimeError: If the objects do not fit in the image.
     """
     background = _background(size, rng)
     for _ in range(100):
@@ -60,10 +62,10 @@ def _place(
     areas: list[int],
     rng: np.random.Generator,
 ) -> bool:
-    """Draw one object where it hides none too much; False if no place was found.
+    """Draw one object without hiding too much of another; False if none is possible.
 
-    ``image``, ``owner`` (index of the object seen at each pixel) and ``areas`` (full
-    area of each object in pixels) are changed in place.
+    ``image``, ``owner`` (index of the visible object at each pixel) and ``areas`` (full
+    area of each object in pixels) are modified in place.
     """
     shape, skin = divmod(category - 1, len(SKINS))
     size = len(owner)
@@ -71,7 +73,7 @@ def _place(
         radius = size / 2 * np.exp(rng.uniform(*np.log(_OBJECT_SIZE)))
         colour, cover = _draw_object(SHAPES[shape], SKINS[skin], radius, rng)
         side = len(cover)
-        # The middle of the object falls inside the image; its rim may not.
+        # The centre of the object is inside the image; its rim may not be.
         margin = int(radius / 2)
         x, y = rng.integers(margin, size - margin, 2) - side // 2
         inside = np.s_[max(y, 0) : y + side, max(x, 0) : x + side]
@@ -80,7 +82,7 @@ def _place(
         trial = owner.copy()
         trial[inside][mask[patch]] = len(areas)
         full = [*areas, int(mask.sum())]
-        if all(_well_visible(trial == i, area) for i, area in enumerate(full)):
+        if all(_is_visible(trial == i, area) for i, area in enumerate(full)):
             alpha = cover[patch][..., None]
             image[inside] += alpha * (colour[patch] - image[inside])
             owner[:] = trial
@@ -89,18 +91,18 @@ def _place(
     return False
 
 
-def _well_visible(mask: np.ndarray, full_area: int) -> bool:
+def _is_visible(mask: np.ndarray, full_area: int) -> bool:
     if mask.sum() < _MIN_VISIBLE * full_area:
         return False
     mask = mask.astype(np.uint8)
-    # Polygons cannot express a hole.
+    # Polygons cannot represent a hole.
     _, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     has_hole = (tree[0, :, 3] >= 0).any()
     return not has_hole and min(cv2.boundingRect(mask)[2:]) >= _MIN_SIDE
 
 
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a cloudy background with clutter of no class, (size, size, 3) float32."""
+    """Return a cloudy background with shapes of no class, (size, size, 3) float32."""
     image = np.zeros((size, size, 3), np.float32)
     for cells, strength in ((2, 50), (5, 30), (20, 15)):
         grid = rng.normal(0, strength, (cells, cells, 1))
@@ -128,7 +130,7 @@ def _draw_object(
     """Draw one object on a patch of its own.
 
     Returns:
-        Its colour (n, n, 3) and how much of each pixel it covers (n, n), 0 to 1.
+        Its colour (n, n, 3) and the share of each pixel that it covers (n, n).
     """
     side = 2 * int(np.ceil(1.3 * radius)) + 1
     fine = side * _SUPERSAMPLE
@@ -160,7 +162,7 @@ def _draw_object(
 
 
 def _skin_colour(skin: str, own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Colour every point of an object; ``own`` (n, n, 2) are its coordinates."""
+    """Return the colour at points ``own`` (n, n, 2) in the object's coordinates."""
     phase = rng.uniform(0, 1, 2)
     if skin == "striped":
         light = (own[..., 0] * 2 + phase[0]) % 1 < 0.5
@@ -191,7 +193,7 @@ def _mirrored(half: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 _TURN = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-# Unit outlines: x to the right, y down, nothing further than 1.25 from the origin.
+# Unit outlines: x to the right, y down, no point further than 1.25 from the origin.
 _OUTLINES: dict[str, np.ndarray] = {
     shape: np.array(points)
     for shape, points in dict(
