@@ -7,9 +7,10 @@ To add a kind:
    (a slope, an upper bound), name it in ``options``; AGLU's own arguments are in
    ``apa_mmdet/layers/activation.py``.
 2. Remove its entry in ``_NO_COUNTERPART`` or ``_UNCONVERTIBLE``, if it has one.
-3. Add its largest difference at the start to
+3. Add its largest difference at the start to the two tests that measure it,
    ``test_how_far_the_start_is_from_what_it_replaces`` in
-   ``tests/test_conversion/test_convert.py``, and a row to the table of kinds in
+   ``tests/test_conversion/test_convert.py`` and ``documented`` in
+   ``test_closeness.py`` beside it, and to the table of single activations in
    ``docs/conversion.md``.
 """
 
