@@ -1,13 +1,11 @@
 """The shipped configs: they build, and say no more than they mean to."""
 
 import copy
-import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
@@ -260,63 +258,3 @@ def test_necks_take_aglu(kind):
     sum(level.square().mean() for level in neck(inputs)).backward()
     for site in sites:
         assert site.lambda_param.grad.isfinite().all()
-
-
-METAFILES = sorted(ROOT.glob("*/metafile.yml"))
-
-
-def models():
-    for path in METAFILES:
-        yield from yaml.safe_load(path.read_text())["Models"]
-
-
-def test_metafiles_name_every_config():
-    names = [model["Name"] for model in models()]
-    assert sorted(f"{name}.py" for name in names) == EVERY
-    for model in models():
-        assert model["Config"] == f"configs/{model['Name']}.py"
-        assert model["In Collection"] == "APA"
-        cfg = load(f"{model['Name']}.py")
-        if "max_epochs" in cfg.train_cfg:
-            assert model["Metadata"]["Epochs"] == cfg.train_cfg.max_epochs
-
-
-def test_readme_says_what_the_metafiles_say():
-    text = (ROOT.parent / "README.md").read_text()
-    rows = {}
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 11 and cells[0].startswith("`"):
-            assert all(cells), line
-            rows[cells[0].strip("`")] = cells[1:]
-    assert sorted(rows) == sorted(model["Name"] for model in models())
-    for model in models():
-        metadata = model["Metadata"]
-        schedule, *published, memory, step, weights, here = rows[model["Name"]]
-        assert schedule == metadata["Schedule"]
-        assert weights == metadata["Weights"]
-        assert here == metadata["Measured here"]
-        costs = [value for key, value in metadata.items() if "ReLU twin" in key]
-        assert [memory, step] == [
-            f"{cost:.2f}" if isinstance(cost, float) else cost for cost in costs
-        ]
-        metrics = {}
-        for result in model["Results"]:
-            assert result["Source"].startswith("published")
-            metrics |= result["Metrics"]
-        order = ("mask AP", "mask APr", "mask APc", "mask APf", "box AP")
-        expected = [str(metrics.get(name, "–")) for name in order]
-        if not metrics:
-            expected[0] = "none published"
-        assert published == expected, model["Name"]
-
-
-def test_costs_are_those_of_the_benchmark():
-    benchmark = json.loads((ROOT.parent / "docs/benchmarks/zoo.json").read_text())
-    rows = {row["config"]: row for row in benchmark["rows"]}
-    for model in models():
-        for key, value in model["Metadata"].items():
-            if key.endswith("ReLU twin") and isinstance(value, float):
-                kind = "saved" if key.startswith("Saved") else "time"
-                found = rows[model["Name"]][f"{kind}_ratio"]
-                assert value == round(found, 2), model["Name"]
