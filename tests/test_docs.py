@@ -47,8 +47,8 @@ def test_metafile_describes_its_config(model):
     collections = [c["Name"] for file in METAFILES for c in file.get("Collections", ())]
     assert model["In Collection"] in collections
     assert {"Summary", "Initial Weights"} <= model["Metadata"].keys()
-    train_cfg = Config.fromfile(ROOT / model["Config"]).train_cfg
-    assert model["Metadata"]["Epochs"] == train_cfg.max_epochs
+    epochs = Config.fromfile(ROOT / model["Config"]).train_cfg.get("max_epochs")
+    assert epochs in (model["Metadata"]["Epochs"], None)  # V3Det's count iterations
     for result in model.get("Results", ()):
         assert result.keys() == {"Task", "Dataset", "Metrics"}
         assert all(0 < value < 100 for value in result["Metrics"].values())
