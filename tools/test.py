@@ -1,14 +1,18 @@
-"""Test a detector: MMDetection's tools/test.py, with the data looked for first."""
+"""Test a detector: MMDetection's tools/test.py, but it first checks the data."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 
-import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.requirements import check_requirements
+
+check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
+
 from apa_mmdet.engine.launch import (
     add_common_arguments,
     build_runner,
-    holds_backbone_alone,
+    is_backbone_checkpoint,
     load_config,
 )
 
@@ -21,10 +25,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", help="write the predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show each prediction")
     parser.add_argument(
-        "--show-dir", help="draw each prediction to this folder, under the work dir"
+        "--show-dir", help="draw each prediction to this folder in the work dir"
     )
     parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds each picture is shown"
+        "--wait-time", type=float, default=2, help="seconds to show each picture"
     )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation (boxes only)"
@@ -32,28 +36,28 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
-        parser.error(f"--out {args.out}: expected a name that ends in .pkl")
+        parser.error(f"--out {args.out}: expected a name ending in .pkl")
     if "://" not in args.checkpoint:
         require_detector(args.checkpoint)
     return args
 
 
 def require_detector(path: str) -> None:
-    """Look into a checkpoint before the data sets are read.
+    """Check a checkpoint before the data sets are read.
 
     Raises:
-        SystemExit: If it is not there, cannot be read, or holds a backbone alone.
+        SystemExit: If it does not exist, cannot be read, or contains only a backbone.
     """
-    if holds_backbone_alone(path):
+    if is_backbone_checkpoint(path):
         raise SystemExit(
-            f"error: checkpoint {path} holds a backbone alone, expected a detector; "
+            f"error: checkpoint {path} contains only a backbone, expected a detector; "
             f"to train one from it, set model.backbone.init_cfg to "
             f"dict(type='Pretrained', checkpoint='{path}')"
         )
 
 
 def enable_tta(cfg) -> None:
-    """Wrap the model and its pipeline for test-time augmentation by flipping."""
+    """Wrap the model and its pipeline for test-time augmentation with flips."""
     cfg.setdefault(
         "tta_model",
         dict(

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from .. import published
+from ..published_checkpoints import adapt_published
 from .folded_block import FoldedBasicBlock, FoldedBlock, FoldedBottleneck
 from .frozen_norm import normed_activation
 
@@ -113,7 +113,7 @@ class _PerSiteActivations:
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # torch and MMEngine both call this, whatever it is that loads.
-        published.adapt(state_dict, prefix, self)
+        adapt_published(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _freeze_stages(self) -> None:
@@ -132,7 +132,8 @@ class APAResNet(_PerSiteActivations, ResNet):
     addition. All other keys are those of mmdet's ResNet, so its checkpoints load.
     Stages that ``frozen_stages`` freezes freeze their activations too, the stem's with
     the stem. With ``act_cfg=dict(type='ReLU')`` it computes what mmdet's ResNet does.
-    Checkpoints of the authors load as they are, see :mod:`apa_mmdet.models.published`.
+    The authors' checkpoints load as they are
+    (:mod:`apa_mmdet.models.published_checkpoints`).
 
     While batch statistics are fixed (``norm_eval=True``, MMDetection's default), norm
     and AGLU are one operation, and so is the end of a block with an APASELayer or
