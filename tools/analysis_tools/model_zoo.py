@@ -60,9 +60,13 @@ everything else unchanged; mean and standard deviation over {seeds} seeds
 Bytes that autograd saves for backward and time of a step, relative to the same config
 with fixed activations (ReLU, GELU or SiLU) and plain SE; {batch} images of {height} ×
 {width}, {threads} CPU threads, medians of {rounds} rounds
-(`python tools/analysis_tools/benchmark_train_step.py --relu-twin --name zoo CONFIG ...`,
-[figures](benchmarks/zoo.json)). CARAFE has no CPU kernel and was replaced by a
-deconvolution in both. [Performance](performance.md) explains where the bytes go.
+([figures](benchmarks/zoo.json)).
+CARAFE has no CPU kernel and was replaced by a deconvolution in both.
+[Performance](performance.md) explains where the bytes go.
+
+```bash
+python tools/analysis_tools/benchmark_train_step.py --relu-twin --name zoo CONFIG ...
+```
 
 {costs}
 """
