@@ -1,4 +1,4 @@
-"""The shipped configs: they build, and say no more than they mean to."""
+"""The shipped configs: they build, and change nothing but what they are for."""
 
 import copy
 import re
@@ -32,7 +32,7 @@ def load(name):
 
 
 def build(cfg, num_classes=5):
-    """Build the config's model, with few classes to be quick."""
+    """Build the config's model, with few classes for speed."""
     register_all_modules(init_default_scope=True)
     heads = cfg.model.roi_head
     boxes = heads.bbox_head if isinstance(heads.bbox_head, list) else [heads.bbox_head]
@@ -42,18 +42,18 @@ def build(cfg, num_classes=5):
     return MODELS.build(cfg.model)
 
 
-def difference(ours, base, path=()):
-    """Return {path: (base's value, our value)} where two configs differ."""
+def differences(ours, base, path=()):
+    """Return the dotted paths of values that differ between two configs."""
     if isinstance(ours, dict) and isinstance(base, dict):
-        found = {}
-        for key in {*ours, *base}:
-            found |= difference(ours.get(key), base.get(key), (*path, key))
-        return found
-    return {} if ours == base else {".".join(path): (base, ours)}
+        keys = {*ours, *base}
+        return set().union(
+            *(differences(ours.get(k), base.get(k), (*path, k)) for k in keys)
+        )
+    return set() if ours == base else {".".join(path)}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_builds_and_treats_lambda_and_kappa_right(config):
+def test_builds_and_decays_everything_but_lambda_and_kappa(config):
     cfg = load(config)
     assert cfg.custom_imports.imports == ["apa_mmdet"]
     assert cfg.optim_wrapper.clip_grad.max_norm == 35
@@ -124,7 +124,7 @@ def test_evaluates_with_the_fast_metric_on_its_own_data(name):
                 "model.roi_head.bbox_head.loss_cls.lam",
                 "model.roi_head.bbox_head.loss_cls.learnable",
                 "model.roi_head.bbox_head.loss_cls.rare_threshold",
-                "model.roi_head.bbox_head.prior",  # there is no APALoss to invert
+                "model.roi_head.bbox_head.prior",  # it needs an APALoss
             },
         ),
         (
@@ -184,12 +184,12 @@ def test_controls_differ_in_one_thing(name, expected):
     kind = "se_r50" if name.startswith(("se_", "cbam_")) else "r50"
     base = load(f"lvis/mask_rcnn_{kind}_apa.py")._cfg_dict.to_dict()
     ours = load(f"lvis/mask_rcnn_{name}.py")._cfg_dict.to_dict()
-    # What is at the top besides the model is a config's own variable.
-    found = {path for path in difference(ours, base) if path.split(".")[0] in base}
-    assert found == expected
+    # Other keys at the top are variables of the config.
+    differing = {p for p in differences(ours, base) if p.split(".")[0] in base}
+    assert differing == expected
 
 
-def test_main_config_starts_relu_like_at_the_published_prior():
+def test_main_config_starts_close_to_relu_with_the_published_bias():
     model = build(load("lvis/mask_rcnn_r50_apa.py"))
     assert isinstance(model.backbone, APAResNet)
     assert model.backbone.layer4[2].act3.kappa_param == 50
@@ -227,7 +227,7 @@ def test_published_model(depth, blocks):
         assert model.roi_head.mask_head.upsample_method == "deconv"
 
 
-def test_mini_lvis_names_the_generators_classes():
+def test_mini_lvis_has_the_classes_of_its_generator():
     cfg = load("mini_lvis/mask_rcnn_r18_apa.py")
     assert cfg.metainfo.classes == CLASSES
     heads = cfg.model.roi_head

@@ -1,0 +1,116 @@
+"""What an expression in a module's method evaluates to, before the module has run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+UNKNOWN = object()
+
+_FUNCTIONS: dict[str, Callable] = {
+    function.__name__: function
+    for function in (all, any, bool, enumerate, getattr, hasattr, int, isinstance, len)
+    + (list, max, min, range, reversed, sorted, tuple, zip)
+}
+_VIEWS = ("items", "keys", "values")
+# Attributes that change from one call to the next.
+_CHANGING = ("training", "requires_grad")
+_LONGEST_LOOP = 1000
+
+
+def evaluate(
+    expression: ast.expr, known: Mapping[str, Any], module_globals: Mapping[str, Any]
+) -> Any:
+    """Return the value of an expression, or UNKNOWN.
+
+    Args:
+        expression: It may read attributes of known values, index, compare and count.
+            Any other call makes it UNKNOWN.
+        known: Values of local names, ``self`` among them.
+        module_globals: The globals of the function that contains it.
+    """
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Call):
+            func = node.func
+            is_view = isinstance(func, ast.Attribute) and func.attr in _VIEWS
+            is_known = isinstance(func, ast.Name) and func.id in _FUNCTIONS
+            if not is_view and not is_known:
+                return UNKNOWN
+        elif isinstance(node, ast.Attribute):
+            if node.attr in _CHANGING:
+                return UNKNOWN
+        elif isinstance(node, ast.Name):
+            name = node.id
+            if name not in known and name not in _FUNCTIONS:
+                if name not in module_globals:
+                    return UNKNOWN
+        elif isinstance(node, (ast.Lambda, ast.NamedExpr, ast.Await, ast.Yield)):
+            return UNKNOWN
+    code = compile(ast.Expression(expression), "<expression>", "eval")
+    try:
+        # A comprehension looks its names up among the globals.
+        return eval(code, {**module_globals, **_FUNCTIONS, **known})  # noqa: S307
+    except Exception:  # whatever a property or an index may raise
+        return UNKNOWN
+
+
+def decide(
+    test: ast.expr, known: Mapping[str, Any], module_globals: Mapping[str, Any]
+) -> Any:
+    """Return whether a condition holds, or UNKNOWN."""
+    if isinstance(test, ast.BoolOp):
+        operands = [decide(value, known, module_globals) for value in test.values]
+        settles = isinstance(test.op, ast.Or)
+        if any(operand is settles for operand in operands):
+            return settles
+        return UNKNOWN if UNKNOWN in operands else not settles
+    value = evaluate(test, known, module_globals)
+    try:
+        return value if value is UNKNOWN else bool(value)
+    except Exception:  # for instance the truth of a tensor
+        return UNKNOWN
+
+
+def loop_values(iterable: Any) -> list | None:
+    """Return the values that a loop over ``iterable`` takes, None if unknown."""
+    if iterable is UNKNOWN or isinstance(iterable, (str, Tensor)):
+        return None
+    if isinstance(iterable, nn.Module) and not hasattr(iterable, "__iter__"):
+        return None
+    if not isinstance(iterable, Iterable):
+        return None
+    values = []
+    for value in iterable:
+        if isinstance(value, Tensor) or len(values) == _LONGEST_LOOP:
+            return None
+        values.append(value)
+    return values
+
+
+def contain_modules(values: list) -> bool:
+    """Tell whether any of a loop's values is a module, or a tuple with one."""
+    return any(
+        isinstance(item, nn.Module)
+        for value in values
+        for item in (value if isinstance(value, tuple) else (value,))
+    )
+
+
+def bind(target: ast.expr, value: Any) -> dict[str, Any]:
+    """Return the local names that ``target = value`` would set."""
+    if isinstance(target, ast.Name):
+        return {target.id: value}
+    if isinstance(target, (ast.Tuple, ast.List)):
+        try:
+            values = list(value)
+        except TypeError:
+            values = []
+        if len(values) == len(target.elts):
+            names: dict[str, Any] = {}
+            for element, item in zip(target.elts, values):
+                names.update(bind(element, item))
+            return names
+    return {}
