@@ -31,8 +31,6 @@ def call(module, monkeypatch, *args):
 def tool(monkeypatch, tmp_path, capsys):
     """The function that runs a tool in an empty folder and returns what it printed."""
     monkeypatch.chdir(tmp_path)
-    # One of them sets it for its own process, where it is not set.
-    monkeypatch.setenv("APA_MMDET_OPS_ONLY", "0")
 
     def run(name, *args):
         call(load(name), monkeypatch, *args)

@@ -1,4 +1,4 @@
-"""Checkpoints stay safe and loadable, lvis runs, numpy stays as it is."""
+"""Checkpoints load safely, lvis runs, and numpy itself does not change."""
 
 import argparse
 import io
@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import load_from_local
 
 import apa_mmdet  # noqa: F401
 from apa_mmdet import compat
+from apa_mmdet.compat import stand_ins
 
 weights_only_by_default = pytest.mark.skipif(
     torch.__version__ < (2, 6), reason="torch trusts every file below 2.6"
@@ -56,7 +57,7 @@ def make_runner(work_dir, max_iters, **kwargs):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The file that a real run leaves behind after two iterations."""
+    """The checkpoint that a real run writes after two iterations."""
     runner = make_runner(tmp_path_factory.mktemp("run"), 2)
     runner.message_hub.update_info("array", np.arange(6, dtype=np.int16).reshape(2, 3))
     runner.message_hub.update_info("empty", np.zeros(0))
@@ -73,7 +74,7 @@ def roundtrip(obj, **kwargs):
 
 
 class Call:
-    """Pickled, it is a call of `function`, with a state to set afterwards."""
+    """Pickles as a call of `function`, with a state to set afterwards."""
 
     def __init__(self, function, *args, state=None):
         self.parts = (function, args) if state is None else (function, args, state)
@@ -106,7 +107,7 @@ def test_load_checkpoint_and_resume(checkpoint, tmp_path):
     runner.train()
     assert runner.iter == 3
     assert len(runner.message_hub.get_scalar("train/loss").data[0]) == 3
-    # What came out of a checkpoint goes into the next one as plain numpy again.
+    # What was read from a checkpoint is written as plain numpy.
     with open(checkpoint, "rb") as file:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     assert names == []
@@ -165,14 +166,14 @@ def test_namespace_beside_the_weights(tmp_path):
         (argparse.Namespace, "__init__"),
     ],
 )
-def test_getattr_names_nothing_but_statistics(owner, name):
+def test_getattr_is_limited_to_statistics(owner, name):
     with pytest.raises(pickle.UnpicklingError, match="only the statistics"):
         roundtrip(Call(getattr, owner, name))
 
 
 def test_getattr_of_a_module_is_refused():
     with pytest.raises(pickle.UnpicklingError, match="only the statistics"):
-        compat._statistic(os, "system")
+        stand_ins.safe_getattr(os, "system")
 
 
 def test_statistics_cannot_be_replaced_by_a_file(monkeypatch):
@@ -237,7 +238,7 @@ def test_arrays_and_scalars(dtype, order):
     array = np.asarray([[0, 1, 2], [3, 4, 5]], order=order).astype(dtype)
     loaded = roundtrip({"array": array, "scalar": array[1, 2], "none": array[:0]})
     np.testing.assert_array_equal(loaded["array"], array)
-    # Numpy itself reads an array of the other byte order into this machine's.
+    # Numpy itself converts the other byte order to this machine's when it reads.
     assert loaded["array"].dtype == array.dtype.newbyteorder("=")
     assert loaded["scalar"] == array[1, 2]
     assert type(loaded["scalar"]) is type(array[1, 2])
@@ -255,7 +256,7 @@ def test_arrays_and_scalars(dtype, order):
 )
 def test_arrays_of_either_numpy(names):
     file = io.BytesIO()
-    # The legacy format is a plain pickle, in which a name can be exchanged.
+    # The legacy format is a plain pickle, in which a name can be replaced.
     torch.save(
         [np.arange(3), np.float64(2)], file, _use_new_zipfile_serialization=False
     )
@@ -270,7 +271,7 @@ def test_arrays_of_either_numpy(names):
         np.array([None, "text"], dtype=object),
         np.array(["text"]),
         np.zeros(1, dtype=[("a", "f4")]),
-        # An object dtype with flags that deny that it holds objects.
+        # An object dtype whose flags deny that it holds objects.
         Call(np.dtype, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 0)),
         Call(np.dtype, "f8", False, True, state=(3, 7, None, None, None, -1, -1, 0)),
         Call(np.dtype, "V8"),
@@ -289,19 +290,19 @@ def test_numpy_beyond_numbers_is_refused(attack):
     [((2,), b"1234"), ((-1,), b"1234"), ((1,), "text"), ([1], b"1234"), ((1.0,), b"")],
 )
 def test_array_with_data_that_does_not_fit_is_refused(shape, data):
-    state = (1, shape, compat._Dtype("f4"), False, data)
+    state = (1, shape, stand_ins.SafeDtype("f4"), False, data)
     with pytest.raises(pickle.UnpicklingError, match="numpy array"):
-        compat._Array().__setstate__(state)
+        stand_ins.SafeArray().__setstate__(state)
 
 
-def test_fallback_of_onedl_is_taken_away(monkeypatch, tmp_path):
+def test_onedl_has_no_unsafe_fallback(monkeypatch, tmp_path):
     from mmengine.runner import checkpoint
 
     def load_anyway(file, map_location=None, weights_only=None):
         return torch.load(file, map_location=map_location, weights_only=False)
 
     monkeypatch.setattr(checkpoint, "_safe_torch_load", load_anyway, raising=False)
-    compat.apply()
+    compat.refuse_untrusted_checkpoints()
     assert checkpoint._safe_torch_load is compat._torch_load
     path = tmp_path / "evil.pth"
     torch.save(Call(os.system, f"touch {tmp_path / 'touched'}"), path)
@@ -310,11 +311,12 @@ def test_fallback_of_onedl_is_taken_away(monkeypatch, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_apply_twice_changes_nothing():
+def test_applying_a_repair_twice_changes_nothing():
     import lvis.eval
 
     before = set(torch.serialization.get_safe_globals()), lvis.eval.np
-    compat.apply()
+    compat.allow_mmengine_checkpoints()
+    compat.give_lvis_its_float()
     assert (set(torch.serialization.get_safe_globals()), lvis.eval.np) == before
 
 
@@ -345,7 +347,7 @@ def test_lvis_evaluates_on_this_numpy(tmp_path):
     )
     path = tmp_path / "lvis.json"
     path.write_text(json.dumps(annotation))
-    # The rare class is missed, the others are found exactly.
+    # The rare class is missed; the others are detected exactly.
     results = [
         dict(image_id=1, category_id=i, bbox=[0.0, 0.0, 10.0 * i, 10.0], score=0.9)
         for i in (2, 3)

@@ -14,7 +14,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 
 from apa_mmdet.datasets.mini_lvis import CLASSES
-from apa_mmdet.layers import AGLU, APASELayer
+from apa_mmdet.layers import AGLU
+from apa_mmdet.layers.attention import APASELayer
 from apa_mmdet.models import APALoss, APAResNet, CosineConv2d
 
 ROOT = Path(__file__).parents[1] / "configs"

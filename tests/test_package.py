@@ -1,5 +1,6 @@
-"""What installing and importing the package asks for."""
+"""What the package requires, and what importing it changes."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run(code, *flags, path=(), **env):
-    """Run Python in a new process, with `path` in front of this checkout."""
-    env = {**os.environ, **env}
-    env["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(ROOT)])
+def run(code, *flags, path=()):
+    """Run Python in a new process, with `path` before this checkout."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])}
     return subprocess.run(
         [sys.executable, *flags, "-c", code],
         env=env,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
@@ -25,7 +26,7 @@ def run(code, *flags, path=(), **env):
 
 
 def import_error(done):
-    """The text of the one ImportError in which the process ended."""
+    """The message of the one ImportError that ended the process."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.count("Traceback (most recent call last)") == 1, done.stderr
     head, _, text = done.stderr.partition("\nImportError: ")
@@ -35,7 +36,7 @@ def import_error(done):
 
 @pytest.fixture
 def fake(tmp_path):
-    """Write packages and distributions, so that a process sees those alone."""
+    """Write packages and distributions for a process that sees nothing else."""
 
     def write(**packages):
         for name, (distribution, version, files) in packages.items():
@@ -123,7 +124,7 @@ REFUSALS = {
                 {"__init__.py": "assert False, 'MMCV==2.2.0 is used'"},
             ),
         },
-        "mmdet does not accept what it found (MMCV==2.2.0 is used)",
+        "mmdet rejects an installed version (MMCV==2.2.0 is used)",
         "pip install --no-build-isolation mmcv==2.1.0 && pip install mmengine",
     ),
     "no pkg_resources": (
@@ -150,7 +151,7 @@ REFUSALS = {
                 {"_ext.py": "raise ImportError('undefined symbol: _ZN2at')"},
             ),
         },
-        "mmcv's compiled ops do not load beside this torch (undefined symbol: _ZN2at)",
+        "mmcv's compiled ops do not load with this torch (undefined symbol: _ZN2at)",
         REBUILD + "mmcv==2.1.0\n",
     ),
 }
@@ -160,43 +161,134 @@ REFUSALS = {
 def test_import_names_the_command(case, fake):
     packages, problem, command = REFUSALS[case]
     packages = {name: package for name, package in packages.items() if package}
-    # Without site-packages, the process has the fake packages only.
-    text = import_error(run("import apa_mmdet", "-S", path=[fake(**packages)]))
+    # Without site-packages (-S), the process sees only the fake packages.
+    code = "import apa_mmdet"
+    if "mmengine" not in packages:  # then the import itself checks nothing
+        code += ".requirements as r; r.check_requirements()"
+    text = import_error(run(code, "-S", path=[fake(**packages)]))
     assert problem in text
     assert command in text
     assert "bash tools/setup_env.sh" in text
-    assert "APA_MMDET_OPS_ONLY=1" in text
+    assert "Without mmengine installed, apa_mmdet.ops" in text
 
 
 @pytest.mark.parametrize("packages", [GOOD, GOOD_ONEDL], ids=["openmmlab", "onedl"])
 def test_check_accepts_both_stacks(packages, fake):
+    # With fake packages, the package itself cannot be imported.
     code = (
-        "import os; os.environ['APA_MMDET_OPS_ONLY'] = '1'\n"
-        "import apa_mmdet; apa_mmdet._check_stack()"
+        "import sys; from importlib.util import find_spec, module_from_spec\n"
+        "sys.modules['apa_mmdet'] = module_from_spec(find_spec('apa_mmdet'))\n"
+        "from apa_mmdet.requirements import check_requirements; check_requirements()"
     )
     done = run(code, "-S", path=[fake(**packages)])
     assert done.returncode == 0, done.stderr
 
 
-def test_mmcv_without_ops_in_front_of_a_real_environment(fake):
+def test_mmcv_without_ops_in_a_real_environment(fake):
     done = run("import apa_mmdet", path=[fake(mmcv=("mmcv", "2.1.0", {}))])
     text = import_error(done)
     assert "mmcv is installed without its compiled ops" in text
     assert REBUILD in text
 
 
-def test_ops_and_activations_need_torch_only():
-    code = (
-        "import sys\n"
-        "for name in ('mmengine', 'mmcv', 'mmdet', 'lvis'): sys.modules[name] = None\n"
+HIDE = "import sys; sys.modules.update(dict.fromkeys({names}))\n"  # None: not installed
+
+
+def test_without_mmengine_torch_is_enough():
+    code = HIDE.format(names=["mmengine", "mmcv", "mmdet", "lvis"]) + (
         "import torch\n"
+        "from apa_mmdet.conversion import convert_activations\n"
         "from apa_mmdet.layers import AGLU\n"
         "from apa_mmdet.ops import aglu\n"
+        "model = torch.nn.Sequential(torch.nn.ReLU())\n"
+        "convert_activations(model)\n"
+        "print(type(model[0]) is AGLU)\n"
         "print(aglu(torch.zeros(1), torch.ones(1), torch.ones(1)).item())"
     )
-    done = run(code, APA_MMDET_OPS_ONLY="1")
+    done = run(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "0.0"
+    assert done.stdout.split() == ["True", "0.0"]
+
+
+def test_without_mmengine_the_evaluation_does_not_import_torch():
+    code = HIDE.format(names=["torch", "mmengine", "mmcv", "mmdet", "lvis"])
+    done = run(code + "import apa_mmdet.evaluation as e; print(e.evaluate.__name__)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "evaluate"
+
+
+def test_the_evaluation_tool_imports_neither_torch_nor_mmdet():
+    code = HIDE.format(names=["torch", "mmcv", "mmdet"]) + (
+        "import runpy; sys.argv[1:] = ['--help']\n"
+        "runpy.run_path('tools/analysis_tools/eval_lvis.py', run_name='__main__')"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+
+
+# ---------------------------------------------------------- what importing changes
+
+
+@pytest.fixture(scope="module")
+def installation():
+    done = run("import runpy; runpy.run_path('tests/record_installation.py', "
+               "run_name='__main__')", "-W", "ignore")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_modules_alone_only_add_their_own_types(installation):
+    assert len(installation["modules"]) > 50
+    own = {
+        "mmdet hook: ClassFrequencyHook",
+        "mmdet metric: LVISFastMetric",
+        "mmdet model: APABBoxHead",
+        "mmdet model: APADetector",
+        "mmdet model: APALoss",
+        "mmdet model: APAResNeXt",
+        "mmdet model: APAResNet",
+        "mmdet model: EQLV2BoxLoss",
+        "mmengine model: APACBAM",
+        "mmengine model: APASELayer",
+        "mmengine model: CosineConv2d",
+        "mmengine model: WrappedCauchyLinear",
+    }
+    for name, replaced, added in installation["modules"]:
+        assert replaced == [], name
+        assert set(added) <= own, name
+    assert set(added) == own
+
+
+def test_the_package_installs_what_its_list_says(installation):
+    assert installation["replaced"] == [
+        "loader for: ",
+        "lvis.eval.np",
+        "mmengine.analysis.jit_analysis._get_scoped_trace_graph",
+        "mmengine.runner.checkpoint.CheckpointLoader._schemes",
+        "mmengine.runner.checkpoint.load_url",
+    ]
+    by_modules = installation["modules"][-1][-1]
+    assert set(installation["added"]) - set(by_modules) == {
+        "activations of: prim::PythonOp._Activation",
+        "flops of: prim::PythonOp._Activation",
+        "mmdet optimizer wrapper constructor: DefaultOptimWrapperConstructor",
+        "mmengine model: AGLU",
+        "mmengine model: APA",
+        "safe: argparse.Namespace",
+        "safe: builtins.bytes",
+        "safe: builtins.getattr",
+        "safe: mmengine.logging.history_buffer.HistoryBuffer",
+        "safe: numpy._core.multiarray._reconstruct",
+        "safe: numpy._core.multiarray.scalar",
+        "safe: numpy.core.multiarray._reconstruct",
+        "safe: numpy.core.multiarray.scalar",
+        "safe: numpy.dtype",
+        "safe: numpy.ndarray",
+    }
+    assert installation["shadowing"] == [
+        "mmdet optimizer wrapper constructor: DefaultOptimWrapperConstructor"
+    ]
 
 
 def test_custom_imports_are_enough(tmp_path):

@@ -1,14 +1,18 @@
 """Test a detector: MMDetection's tools/test.py, with the data looked for first."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 
-import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.requirements import check_requirements
+
+check_requirements()  # where mmengine is missing, importing apa_mmdet does not
+
 from apa_mmdet.engine.launch import (
     add_common_arguments,
     build_runner,
-    holds_backbone_alone,
+    is_backbone_checkpoint,
     load_config,
 )
 
@@ -39,14 +43,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def require_detector(path: str) -> None:
-    """Look into a checkpoint before the data sets are read.
+    """Check a checkpoint before the data sets are read.
 
     Raises:
-        SystemExit: If it is not there, cannot be read, or holds a backbone alone.
+        SystemExit: If it does not exist, cannot be read, or contains only a backbone.
     """
-    if holds_backbone_alone(path):
+    if is_backbone_checkpoint(path):
         raise SystemExit(
-            f"error: checkpoint {path} holds a backbone alone, expected a detector; "
+            f"error: checkpoint {path} contains only a backbone, expected a detector; "
             f"to train one from it, set model.backbone.init_cfg to "
             f"dict(type='Pretrained', checkpoint='{path}')"
         )

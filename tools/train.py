@@ -1,11 +1,15 @@
 """Train a detector: MMDetection's tools/train.py, with the data looked for first."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 import os
 
-import apa_mmdet  # noqa: F401  says what to install before mmengine fails
+from apa_mmdet.requirements import check_requirements
+
+check_requirements()  # where mmengine is missing, importing apa_mmdet does not
+
 from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
 
 

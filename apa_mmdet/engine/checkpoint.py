@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 def read_checkpoint(
     path: str, map_location: Any = "cpu", weights_only: bool | None = True
 ) -> Any:
-    """Return what a checkpoint file holds, without running anything it carries.
+    """Return the content of a checkpoint file, without running any code in it.
 
     Args:
         path: The file.
@@ -24,8 +24,8 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        RuntimeError: If the file is damaged or no checkpoint.
-        UnpicklingError: The same, or it asks for what only a program needs.
+        RuntimeError: If the file is damaged or not a checkpoint.
+        UnpicklingError: The same, or the file needs an object that is not data.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
@@ -35,24 +35,28 @@ def read_checkpoint(
         raise
     except Exception as caught:  # a damaged pickle can raise anything
         error = caught
-    kind = UnpicklingError if isinstance(error, UnpicklingError) else RuntimeError
-    # Of torch's text only this much is used: it also advises weights_only=False.
+    error_type = UnpicklingError if isinstance(error, UnpicklingError) else RuntimeError
+    # The rest of torch's message is dropped, because it advises weights_only=False.
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused:
-        raise kind(
+        raise error_type(
             f"{path} asks for {refused[1]}, which no checkpoint needs; the file was "
-            f"refused and nothing of it was run. Get the weights from a source you "
+            f"refused and none of its code was run. Get the weights from a source you "
             f"trust"
         )
     reason = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error))
     reason = reason.splitlines()[0] if reason else type(error).__name__
-    raise kind(
+    raise error_type(
         f"{path} cannot be read as a checkpoint ({reason}): it is damaged, cut short "
-        f"or another kind of file; fetch it again and compare its size"
+        f"or another kind of file; download it again and compare its size"
     )
 
 
-@CheckpointLoader.register_scheme(prefixes="", force=True)
+def register_loader() -> None:
+    """Make MMEngine read local files with :func:`read_checkpoint`."""
+    CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
+
+
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a local file for MMEngine: its own loader, with clearer errors."""
+    """Return what MMEngine's function of this name returns, with clearer errors."""
     return read_checkpoint(osp.expanduser(filename), map_location, weights_only=None)

@@ -1,4 +1,4 @@
-"""Hook that tells the losses how often each class is seen."""
+"""The hook that gives APALoss the class frequencies of the training data."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..models.losses import APALoss
 class ClassFrequencyHook(Hook):
     """Fill ``class_frequency`` of every APALoss from the training data set.
 
-    The data set is read once, before the weights are initialised. A checkpoint that is
-    loaded afterwards may come from other data: the frequencies of the data trained on
-    are then put back, and the difference is logged. Every rank computes the same
-    numbers from its own copy of the data set. Testing needs no training data, since
-    the checkpoint holds the buffer.
+    The data set is read once, before the weights are initialised. A checkpoint loaded
+    afterwards may come from other data: the frequencies of the training data are then
+    restored, and the difference is logged. Every rank computes the same numbers from
+    its own copy of the data set. Testing needs no training data, because the checkpoint
+    contains the buffer.
 
     Raises:
-        ValueError: If the data set's classes do not fit the loss's ``num_classes``.
+        ValueError: If the data set's classes do not match the loss's ``num_classes``.
     """
 
     def __init__(self) -> None:
         self._frequency: torch.Tensor | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Read the frequencies, if this run trains."""
-        # Only train() has built the loop by now; reading runner.train_loop would
-        # build the training data set for a mere test.
+        """Read the frequencies if this run trains."""
+        # By now only train() has built the loop. Reading runner.train_loop instead
+        # would build the training data set even to test.
         loop = runner._train_loop
         if not isinstance(loop, BaseLoop):
             return
@@ -49,7 +49,7 @@ class ClassFrequencyHook(Hook):
         )
 
     def before_train(self, runner: Runner) -> None:
-        """Put the frequencies back if a checkpoint has replaced them."""
+        """Restore the frequencies if a checkpoint has replaced them."""
         if self._frequency is None:
             return
         for loss in _losses(runner):
@@ -57,8 +57,8 @@ class ClassFrequencyHook(Hook):
             if loaded.any() and not torch.allclose(loaded, self._frequency):
                 runner.logger.warning(
                     "the checkpoint's class frequencies differ from those of the "
-                    "training data (by up to "
-                    f"{(loaded - self._frequency).abs().max():.2g}); the training "
+                    "training data by up to "
+                    f"{(loaded - self._frequency).abs().max():.2g}; the training "
                     "data's are used"
                 )
             loss.set_class_frequency(self._frequency)

@@ -1,9 +1,9 @@
-"""Operation counts of APA, AGLU and ln APA for MMEngine's complexity analysis.
+"""Operation counts of AGLU, APA and log APA for MMEngine's complexity analysis.
 
-MMDetection's ``tools/analysis_tools/get_flops.py`` traces the model and looks each
-operation up in a table of MMEngine's. The activations are one operation there, a
-``torch.autograd.Function``, which the table does not have by itself; elsewhere a trace
-holds the plain operations that can be saved.
+MMDetection's ``tools/analysis_tools/get_flops.py`` traces the model and looks up each
+traced operation in a table in MMEngine. While it traces, each activation is a single
+operation, a ``torch.autograd.Function``, which this module adds to the table. Any other
+trace consists of plain operations, so that it can be saved.
 
 Per element, with the signs folded into the constants:
 
@@ -15,12 +15,12 @@ apa        the same, exp                                                  6
 aglu       the same, exp, ``x *``                                         7
 =========  =========================================================  =====
 
-exp and log1p count as one operation each. What the implementation does on top to stay
-finite is not counted, nor is a conversion of the dtype.
+exp and log1p count as one operation each. The guards that keep the result finite are
+not counted, nor is a conversion of the dtype.
 
-MMEngine counts nothing for a ReLU and lists SiLU, GELU and sigmoid as unsupported,
-which also adds nothing. A converted detector therefore shows these operations on top
-of its twin's, although the twin's activations are not free either.
+MMEngine counts nothing for ReLU, and lists SiLU, GELU and sigmoid as unsupported, which
+adds nothing either. A converted detector therefore shows these operations on top of
+those of the original, although the original's activations are not free.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
 
 
 def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Return the operations of one call in a traced graph, by the function's name.
+    """Return the operation count of one call in a traced graph, by function name.
 
     Args:
-        inputs: Its tensors as ``torch._C.Value``: x, lam and kappa.
-        outputs: Its result as ``torch._C.Value``, of the shape of x.
+        inputs: The call's tensors x, lam and kappa, as ``torch._C.Value``.
+        outputs: Its result, of the shape of x, as ``torch._C.Value``.
     """
-    # All three functions are one node type; their name is a constant of the node.
+    # All three functions have one node type; their name is a constant of the node.
     name, *_ = outputs[0].node().scalar_args()
     return Counter({name: _PER_ELEMENT[name] * prod(outputs[0].type().sizes())})
 
 
 def count_none(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Count nothing, as for a ReLU. The table's None does not reach a Function."""
+    """Count nothing, as for ReLU. A None in the table has no effect on a Function."""
     return Counter()
 
 
-def register() -> None:
-    """Enter the activations in MMEngine's tables; do nothing where there are none."""
+def register_operators() -> None:
+    """Add the activations to MMEngine's tables; do nothing if it has no tables."""
     try:
         from mmengine.analysis import complexity_analysis, jit_analysis
     except ImportError:
@@ -61,8 +61,8 @@ def register() -> None:
     if not hasattr(trace, "__wrapped__"):  # once, if this is called again
         jit_analysis._get_scoped_trace_graph = counted()(trace)
     kind = f"prim::PythonOp.{_Activation.__name__}"
-    # The second table counts the outputs of convolutions and matrix products alone,
-    # and warns of every operation that it does not know.
+    # The second table counts the outputs of convolutions and matrix products only,
+    # and warns about every operation that it does not know.
     for table, handle in (
         ("_DEFAULT_SUPPORTED_FLOP_OPS", count),
         ("_DEFAULT_SUPPORTED_ACT_OPS", count_none),

@@ -30,7 +30,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=DictAction,
         help="settings to override, as a.b=value; lists as a.b='[x,y]'. data_root=... "
-        "moves every data set and evaluator of the config",
+        "changes the root of every data set and evaluator in the config",
     )
     parser.add_argument(
         "--launcher",
@@ -38,20 +38,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="what started the processes",
     )
-    # Passed by torch.distributed.launch; torchrun sets the variable itself.
+    # torch.distributed.launch passes this option; torchrun sets the variable itself.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
 
 
 def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
-    """Return the config with the options merged and its files looked for.
+    """Return the config with the options merged, after checking that its files exist.
 
     Args:
-        args: What a parser with :func:`add_common_arguments` returned.
-        splits: Data sets whose files must be there.
+        args: Arguments from a parser with :func:`add_common_arguments`.
+        splits: Data sets whose files must exist.
 
     Raises:
-        SystemExit: If the config file or one of the files it names is not there, or
-            ``load_from`` is no checkpoint.
+        SystemExit: If the config file or one of the files it names does not exist, or
+            if ``load_from`` is not a checkpoint.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not osp.isfile(args.config):
@@ -68,7 +68,7 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join("work_dirs", name)
     if "train" in splits:
-        start_from_checkpoint(cfg)
+        prepare_load_from(cfg)
     try:
         check_files(cfg, splits)
     except FileNotFoundError as error:
@@ -76,14 +76,14 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     return cfg
 
 
-def holds_backbone_alone(path: str) -> bool:
-    """Tell whether a checkpoint is a backbone's or a classifier's, not a detector's.
+def is_backbone_checkpoint(path: str) -> bool:
+    """Return whether a checkpoint contains only a backbone or a classifier.
 
-    MMEngine itself finds none of a detector's keys there, and goes on with random
-    weights.
+    MMEngine does not notice: it finds none of the detector's keys in such a file and
+    continues with random weights.
 
     Raises:
-        SystemExit: If it is not there, cannot be read, or holds no weights.
+        SystemExit: If the file does not exist, cannot be read, or contains no weights.
     """
     try:
         weights, _ = weights_of(read_checkpoint(path, weights_only=None))
@@ -94,33 +94,34 @@ def holds_backbone_alone(path: str) -> bool:
     return any(key.startswith("layer1.") for key in weights)
 
 
-def start_from_checkpoint(cfg: Config) -> None:
-    """Look into ``load_from`` before the data is read; hand a backbone what is its.
+def prepare_load_from(cfg: Config) -> None:
+    """Check ``load_from`` before the data is read; load a backbone into the backbone.
 
-    The file of a backbone or a classifier becomes the backbone's ``init_cfg``.
+    If the file contains only a backbone or a classifier, it becomes the ``init_cfg`` of
+    the config's backbone instead.
 
     Raises:
-        SystemExit: If the file is no checkpoint, or has no place in this config.
+        SystemExit: If the file is not a checkpoint, or the config cannot use it.
     """
     path = cfg.get("load_from")
     if not path or "://" in path:
         return
     path = osp.expanduser(path)
-    if not holds_backbone_alone(path):
+    if not is_backbone_checkpoint(path):
         return
     if cfg.get("resume") or "backbone" not in cfg.model:
         raise SystemExit(
-            f"error: load_from={path!r} holds a backbone alone, expected a detector; "
-            f"set init_cfg=dict(type='Pretrained', checkpoint={path!r}) where the "
-            f"config has the backbone, without resume"
+            f"error: load_from={path!r} contains only a backbone, expected a detector; "
+            f"set init_cfg=dict(type='Pretrained', checkpoint={path!r}) in the config "
+            f"of the backbone, and do not resume"
         )
     cfg.load_from = None
     cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=path)
-    print(f"load_from={path!r} holds a backbone alone: used as the backbone's init_cfg")
+    print(f"load_from={path!r} contains only a backbone: it becomes its init_cfg")
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Return the config's runner; without a GPU, several processes talk over gloo."""
+    """Return the config's runner; without a GPU, several processes use gloo."""
     setup_cache_size_limit_of_dynamo()
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         _prepare_cpu_processes(cfg)
@@ -128,7 +129,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _prepare_cpu_processes(cfg: Config) -> None:
-    """Do for CPUs what MMEngine's launcher does for GPUs alone."""
+    """Do for CPUs what MMEngine's launcher does only for GPUs."""
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     cfg.setdefault(

@@ -1,10 +1,8 @@
 """LVIS evaluation: lvis-api's figures, from arrays.
 
-What computes needs numpy and pycocotools alone; with ``APA_MMDET_OPS_ONLY=1`` the
-metric for MMDetection's configs is left out.
+It needs neither torch nor MMDetection. The metric for MMDetection's configs does; it is
+:class:`apa_mmdet.evaluation.lvis_metric.LVISFastMetric`.
 """
-
-import os
 
 from .bootstrap import compare
 from .detections import Detections
@@ -21,8 +19,3 @@ __all__ = [
     "load_ground_truth",
     "read_results",
 ]
-
-if os.environ.get("APA_MMDET_OPS_ONLY") != "1":
-    from .lvis_metric import LVISFastMetric
-
-    __all__ += ["LVISFastMetric"]

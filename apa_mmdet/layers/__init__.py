@@ -1,20 +1,9 @@
-"""Layers: APA and AGLU as activations, and attention gated by APA.
+"""Layers: the APA and AGLU activations; attention gated by APA in ``.attention``.
 
-They are registered in MMEngine's root registry, which every scope can see. Where mmcv
-is not installed, the activations alone can be imported.
+The activations need only torch. The attention plugins need mmcv, so they are imported
+from :mod:`apa_mmdet.layers.attention`.
 """
-
-from importlib.util import find_spec
 
 from .activation import AGLU, APA
 
 __all__ = ["AGLU", "APA"]
-
-if find_spec("mmcv") is not None:
-    from mmengine.registry import MODELS
-
-    from .attention import APACBAM, APASELayer
-
-    MODELS.register_module(module=AGLU)
-    MODELS.register_module(module=APA)
-    __all__ += ["APACBAM", "APASELayer"]

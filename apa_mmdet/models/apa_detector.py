@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..conversion import convert_activations
+from ..optim import decay_advice
 
 
 @MODELS.register_module()
@@ -72,8 +73,6 @@ def APADetector(
         detector, activation, init, parts, types, exclude, gates
     )
     print_log(f"{type(detector).__name__}: {report}", logger="current")
-    from ..engine import decay_advice  # whose hooks import this package
-
     advice = decay_advice() if report.sites else None
     if advice is not None:
         print_log(advice, logger="current", level=logging.WARNING)

@@ -99,7 +99,7 @@ def test_without_the_entries_they_would_be_unsupported(monkeypatch):
         analysis = analyzer(AGLU(), (torch.randn(2, 3),))
         assert analysis.total() == 0
         assert analysis.unsupported_ops() == {KIND: 1}
-    flops.register()
+    flops.register_operators()
     for analyzer in (FlopAnalyzer, ActivationAnalyzer):
         analysis = analyzer(AGLU(), (torch.randn(2, 3),))
         assert analysis.total() == (42 if analyzer is FlopAnalyzer else 0)
@@ -109,6 +109,6 @@ def test_without_the_entries_they_would_be_unsupported(monkeypatch):
 def test_does_nothing_where_there_is_no_table(monkeypatch):
     monkeypatch.delattr(complexity_analysis, "_DEFAULT_SUPPORTED_FLOP_OPS")
     monkeypatch.delattr(complexity_analysis, "_DEFAULT_SUPPORTED_ACT_OPS")
-    flops.register()
+    flops.register_operators()
     monkeypatch.setitem(sys.modules, "mmengine.analysis", None)
-    flops.register()
+    flops.register_operators()

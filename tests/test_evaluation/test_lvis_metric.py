@@ -18,9 +18,10 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import Evaluator
 from pycocotools import mask as mask_utils
 
-from apa_mmdet.evaluation import LVISFastMetric, parts
+from apa_mmdet.evaluation import parts
 from apa_mmdet.evaluation.ground_truth import load_ground_truth
 from apa_mmdet.evaluation.lvis_eval import evaluate
+from apa_mmdet.evaluation.lvis_metric import LVISFastMetric
 from apa_mmdet.evaluation.results_file import read_results
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]

@@ -5,7 +5,8 @@ import torch
 from mmdet.models.backbones import ResNet
 from torch import nn
 
-from apa_mmdet.layers import APA, APACBAM, APASELayer
+from apa_mmdet.layers import APA
+from apa_mmdet.layers.attention import APACBAM, APASELayer
 
 
 def test_se_with_sigmoid_is_plain_se():

@@ -223,7 +223,7 @@ def test_testing_needs_a_detector(test_tool, small, classification_file, tmp_pat
     test_tool.require_detector(str(path))
     for content in (small, classification_file(small)):
         saved(content, path)
-        with pytest.raises(SystemExit, match="holds a backbone alone.*init_cfg"):
+        with pytest.raises(SystemExit, match="contains only a backbone.*init_cfg"):
             test_tool.require_detector(str(path))
     words = spoil("hostile", small, path)
     with pytest.raises(SystemExit, match=words):

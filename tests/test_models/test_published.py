@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from apa_mmdet.engine.launch import start_from_checkpoint
+from apa_mmdet.engine.launch import prepare_load_from
 from apa_mmdet.models import APAResNet
 from apa_mmdet.models.published import from_published, is_published, to_published
 
@@ -341,7 +341,7 @@ def starting_from(content, path, **settings):
     plugin = dict(cfg=dict(type="APASELayer"), position="after_conv3")
     own = dict(type="APAResNet", depth=50, base_channels=16, plugins=[plugin])
     cfg = Config(dict(model=dict(backbone=own), load_from=str(path), **settings))
-    start_from_checkpoint(cfg)
+    prepare_load_from(cfg)
     return cfg
 
 
@@ -367,7 +367,7 @@ def test_load_from_takes_a_detectors_file_as_it_is(published_state, tmp_path):
 
 def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
     path, touched = tmp_path / "file.pth", tmp_path / "touched"
-    with pytest.raises(SystemExit, match="holds a backbone alone.*without resume"):
+    with pytest.raises(SystemExit, match="contains only a backbone.*not resume"):
         starting_from(published_state(**SMALL), path, resume=True)
     for content, words in (
         ({"model": Touch(touched)}, "asks for posix.system.*refused"),
@@ -378,7 +378,7 @@ def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
         with pytest.raises(SystemExit, match=words):
             starting_from(content, path)
     with pytest.raises(SystemExit, match="nowhere.pth: no such file"):
-        start_from_checkpoint(Config(dict(load_from="nowhere.pth")))
+        prepare_load_from(Config(dict(load_from="nowhere.pth")))
     assert not touched.exists()
 
 

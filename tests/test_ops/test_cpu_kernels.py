@@ -243,7 +243,6 @@ print(len(caught), chosen(x, one, one), *(str(w.message) for w in caught))
 
 
 def program(tmp_path, monkeypatch, **environment):
-    monkeypatch.setenv("APA_MMDET_OPS_ONLY", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -23,7 +22,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("APA_MMDET_OPS_ONLY", "1")  # mmdet is not needed
 import torch
 from torch import Tensor, nn
 

@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from apa_mmdet.conversion import convert_activations
-from apa_mmdet.engine import decay_advice
+from apa_mmdet.optim import decay_advice
 
 
 def parse_args() -> argparse.Namespace:

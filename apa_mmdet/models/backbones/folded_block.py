@@ -8,7 +8,7 @@ from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
 from torch import Tensor, nn
 
 from ...conversion.rewriting import ActivationSites, extend
-from ...layers import APASELayer
+from ...layers.attention import APASELayer
 from ...ops import affine_aglu
 from .frozen_norm import can_fold, folded, has_hooks, is_fixed, normed_activation
 

@@ -1,76 +1,73 @@
-"""Keeps weight decay off lambda and kappa, whatever the config's optimizer."""
+"""An optimizer constructor that keeps weight decay off lambda and kappa."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
+from types import SimpleNamespace
 
 from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
-from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
 _NAMES = ("lambda_param", "kappa_param")
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module(name="DefaultOptimWrapperConstructor")
 class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor, without weight decay for lambda and kappa.
 
     Every parameter whose name ends in ``lambda_param`` or ``kappa_param`` gets
     ``weight_decay=0`` and keeps whatever else ``paramwise_cfg`` gives it, such as
     ``lr_mult``. Decay would pull lambda towards the Gumbel limit 0, and kappa towards
-    an activation that is a mere multiple of its input. A model without such
-    parameters, or an optimizer that decays nothing, is treated exactly as by the base
-    class.
+    0, where AGLU is linear. If the model has no such parameters, or the optimizer has
+    no weight decay, the result is exactly that of the base class.
 
-    To decay them after all, name them in ``paramwise_cfg``: of the ``custom_keys`` that
-    match and contain ``lambda_param`` or ``kappa_param``, the longest that sets
-    ``decay_mult`` or ``weight_decay`` counts, even if a longer key such as
-    ``backbone.layer1.0`` decides the rest.
+    To decay them after all, name them in ``paramwise_cfg``. Among the matching
+    ``custom_keys`` that contain ``lambda_param`` or ``kappa_param`` and set
+    ``decay_mult`` or ``weight_decay``, the longest one decides the decay, even if a
+    longer key such as ``backbone.layer1.0`` decides everything else.
 
-    No config has to name this class. ``build_optim_wrapper`` asks the registry of the
-    default scope for ``DefaultOptimWrapperConstructor``, in MMDetection ``mmdet``, and
-    only if that has none its parent, MMEngine's own; here it is found in the first.
-    :func:`decay_advice` tells the cases in which another constructor is used.
+    Configs need not name this class. ``build_optim_wrapper`` looks for
+    ``DefaultOptimWrapperConstructor`` in the registry of the default scope, ``mmdet``
+    in MMDetection's configs, before MMEngine's own registry, and
+    ``apa_mmdet/__init__.py`` registers this class there under that name.
+    :func:`decay_advice` recognises the cases in which another constructor is used.
 
-    What the user sees: without ``paramwise_cfg`` the optimizer has two parameter groups
-    instead of one, all others in the order of ``model.parameters()`` and then lambda
-    and kappa, and the log shows ``base_lr`` beside ``lr``, as with any
-    ``paramwise_cfg``. Otherwise each parameter has its group as before, and the log
-    has one more line for each lambda and kappa whose decay was changed. Resuming from
-    a checkpoint needs the groups it was saved with; torch raises a ValueError if their
-    number differs.
+    Without ``paramwise_cfg``, the optimizer has two parameter groups instead of one:
+    all other parameters in the order of ``model.parameters()``, then lambda and kappa;
+    the log then shows ``base_lr`` beside ``lr``, as with any ``paramwise_cfg``. With
+    ``paramwise_cfg``, the groups are those of the base class. A resumed checkpoint must
+    have the same groups; torch raises a ValueError if their number differs.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper.
-        paramwise_cfg: Options by parameter, as in the base class. A lambda or kappa
-            that several modules share is listed once, with or without
+        paramwise_cfg: Options for each parameter, as in the base class. A lambda or
+            kappa that several modules share is listed once, with or without
             ``bypass_duplicate``.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Return the wrapper of an optimizer over the parameters of ``model``."""
-        if self.paramwise_cfg or not self._usual_decay:
+        """Return an optimizer wrapper for the parameters of ``model``."""
+        if self.paramwise_cfg or not self._default_decay:
             return super().__call__(model)
         others: dict = {"params": []}
-        adaptive: dict = {"params": [], "weight_decay": 0.0}
+        exempt: dict = {"params": [], "weight_decay": 0.0}
         for name, param in getattr(model, "module", model).named_parameters():
-            group = adaptive if name.rpartition(".")[2] in _NAMES else others
+            group = exempt if name.rpartition(".")[2] in _NAMES else others
             group["params"].append(param)
-        if not adaptive["params"]:
+        if not exempt["params"]:
             return super().__call__(model)
         print_log(
-            f"no weight decay for {len(adaptive['params'])} parameters named "
+            f"no weight decay for {len(exempt['params'])} parameters named "
             f"{' or '.join(_NAMES)}",
             logger="current",
         )
-        groups = [group for group in (others, adaptive) if group["params"]]
-        return super().__call__(_Grouped(groups))
+        groups = [group for group in (others, exempt) if group["params"]]
+        # Without paramwise_cfg, the base class only asks a model for its parameters.
+        return super().__call__(SimpleNamespace(parameters=lambda: groups))
 
     def add_params(
         self,
@@ -90,25 +87,23 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         start = len(params)
         super().add_params(params, module, prefix, is_dcn_module)
         own = {
-            id(param): f"{prefix}.{name}"
+            param: f"{prefix}.{name}"
             for name, param in module.named_parameters(recurse=False)
             if name in _NAMES
         }
         if not own:
             return
-        # The activation that was replaced had no parameters and could be registered
-        # with two parents; the base class would list it twice, which torch refuses.
-        known = {id(group["params"][0]) for group in params[:start]}
-        twice = own.keys() & known
-        params[start:] = [
-            group for group in params[start:] if id(group["params"][0]) not in twice
-        ]
-        for group in params[start:]:
-            name = own.get(id(group["params"][0]))
+        # An activation can be registered with two parents: without parameters, as
+        # ReLU, it was harmless. The base class lists it twice, which torch rejects.
+        repeated = own.keys() & {group["params"][0] for group in params[:start]}
+        added = [g for g in params[start:] if g["params"][0] not in repeated]
+        params[start:] = added
+        for group in added:
+            name = own.get(group["params"][0])
             if name is None:
                 continue
             decay = self._decay(name)
-            if (group.get("weight_decay", self._usual_decay) or 0.0) != decay:
+            if (group.get("weight_decay", self._default_decay) or 0.0) != decay:
                 group["weight_decay"] = decay
                 print_log(
                     f"paramwise_options -- {name.lstrip('.')}:weight_decay={decay}",
@@ -116,7 +111,7 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 )
 
     def _decay(self, name: str) -> float:
-        """Weight decay of a lambda or kappa: the user's word, or else 0."""
+        """Return the weight decay of a lambda or kappa: 0 unless the config sets it."""
         settings = {
             key: setting
             for key, setting in self.paramwise_cfg.get("custom_keys", {}).items()
@@ -124,17 +119,17 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         }
         if not settings:
             return 0.0
-        # The base class's rule: the longest key, among equals the first by alphabet.
+        # The base class's rule: the longest key, and of several the first by alphabet.
         setting = settings[min(settings, key=lambda key: (-len(key), key))]
         if "weight_decay" in setting:
             return setting["weight_decay"]
         return self.base_wd * setting["decay_mult"]
 
     @cached_property
-    def _usual_decay(self) -> float | None:
-        """What a group without ``weight_decay`` gets; None if there is no such thing.
+    def _default_decay(self) -> float | None:
+        """Decay of a group without ``weight_decay``; None if the optimizer has none.
 
-        AdamW, for one, decays unless told otherwise.
+        AdamW, for example, decays by 0.01 even if the config does not set it.
         """
         if self.base_wd is not None:
             return self.base_wd
@@ -146,33 +141,23 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return None if argument is None else argument.default
 
 
-class _Grouped:
-    """All that the base class asks of a model when there is no ``paramwise_cfg``."""
-
-    def __init__(self, groups: list[dict]) -> None:
-        self._groups = groups
-
-    def parameters(self) -> list[dict]:
-        return self._groups
-
-
 def _sets_decay(key: str, setting: Mapping, names: tuple[str, ...]) -> bool:
-    """Whether a custom key names one of these parameters and says how it decays."""
+    """Return whether a custom key contains one of the names and sets its decay."""
     return any(name in key for name in names) and (
         "decay_mult" in setting or "weight_decay" in setting
     )
 
 
 def decay_advice(optim_wrapper_cfg: Mapping | None = None) -> str | None:
-    """Return how to keep weight decay off lambda and kappa, None if it is off.
+    """Return how to keep weight decay off lambda and kappa; None if it is off already.
 
-    Two cases are left to the user: a ``default_scope`` other than ``mmdet``, as in
-    MMDetection's configs in Python syntax, where MMEngine's own constructor is found;
-    and a ``constructor`` of someone else's, of which nothing is known.
+    The user has to act in two cases: if ``default_scope`` is not ``mmdet``, as in
+    MMDetection's configs in Python syntax, MMEngine's own constructor is used; and if
+    the config names another ``constructor``, its treatment of them is unknown.
 
     Args:
-        optim_wrapper_cfg: The config's ``optim_wrapper``. Without it, one that names no
-            constructor is assumed; the default scope is the current one.
+        optim_wrapper_cfg: The config's ``optim_wrapper``; by default one that names no
+            constructor. The default scope is the current one.
 
     Raises:
         RuntimeError: If no constructor of that name is registered.
@@ -180,11 +165,11 @@ def decay_advice(optim_wrapper_cfg: Mapping | None = None) -> str | None:
     cfg = {} if optim_wrapper_cfg is None else optim_wrapper_cfg
     constructor = cfg.get("constructor", "DefaultOptimWrapperConstructor")
     if isinstance(constructor, str):
-        with ROOT_CONSTRUCTORS.switch_scope_and_registry(None) as registry:
+        with OPTIM_WRAPPER_CONSTRUCTORS.switch_scope_and_registry(None) as registry:
             constructor = registry.get(constructor)
-    # mmdet's own of the second kind exempts all parameters with one axis.
-    safe = (APAOptimWrapperConstructor, LearningRateDecayOptimizerConstructor)
-    if inspect.isclass(constructor) and issubclass(constructor, safe):
+    # mmdet's learning-rate decay exempts every 1-D parameter from weight decay.
+    exempting = (APAOptimWrapperConstructor, LearningRateDecayOptimizerConstructor)
+    if inspect.isclass(constructor) and issubclass(constructor, exempting):
         return None
 
     custom_keys = (cfg.get("paramwise_cfg") or {}).get("custom_keys", {})
@@ -198,15 +183,15 @@ def decay_advice(optim_wrapper_cfg: Mapping | None = None) -> str | None:
 
     if constructor is DefaultOptimWrapperConstructor:
         return (
-            "lambda_param and kappa_param get the optimizer's weight decay, since "
+            "lambda_param and kappa_param get the optimizer's weight decay, because "
             "MMEngine's own constructor builds it. Add\n"
             "    optim_wrapper = "
             "dict(constructor='mmdet.DefaultOptimWrapperConstructor')"
         )
     name = getattr(constructor, "__name__", repr(constructor))
     return (
-        f"lambda_param and kappa_param may get weight decay: {name}, which builds the "
-        "optimizer, is unknown to apa_mmdet. If it follows custom_keys, add\n"
+        f"lambda_param and kappa_param may get weight decay: apa_mmdet does not know "
+        f"{name}, which builds the optimizer. If it follows custom_keys, add\n"
         "    optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict("
         "lambda_param=dict(decay_mult=0.0), kappa_param=dict(decay_mult=0.0))))"
     )
