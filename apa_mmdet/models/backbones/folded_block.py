@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...conversion.rewriting import ActivationSites, extend
 from ...layers.attention import APASELayer
-from ...ops import affine_aglu
-from .frozen_norm import can_fold, folded, has_hooks, is_fixed, normed_activation
+from ...ops import norm_aglu
+from .frozen_norm import (
+    can_fold,
+    has_hooks,
+    is_fixed,
+    normed_activation,
+    parameters,
+    statistics,
+)
 
 
 class FoldedBlock:
@@ -52,34 +59,27 @@ class FoldedBlock:
 
     def _folded_end(self, x: Tensor, identity: Tensor) -> Tensor:
         """Last norm, gate, addition and activation, which keep ``x`` and identity."""
-        scale, shift = folded(self.last_norm)
+        *norm, eps = statistics(self.last_norm)
         gate = self.gate()
+        factors = None
         if gate is not None:
             # The squeeze of a norm's result is the norm of the squeeze.
-            factors = gate.gate_of(torch.addcmul(shift, x.mean((2, 3)), scale))
-            scale, shift = factors * scale, factors * shift
-        identity_scale = identity_shift = None
+            weight, bias, mean, var = norm
+            squeezed = F.batch_norm(x.mean((2, 3)), mean, var, weight, bias, eps=eps)
+            factors = gate.gate_of(squeezed)
+        identity_norm = None, None, None, None, 0.0
         if self.downsample is not None and not has_hooks(self.downsample):
             *layers, last = self.downsample
             for layer in layers:
                 identity = layer(identity)
             if is_fixed(last):
-                identity_scale, identity_shift = folded(last)
+                identity_norm = statistics(last)
             else:
                 identity = last(identity)
         elif self.downsample is not None:
             identity = self.downsample(identity)
-        activation = self.activation(self.sites)
-        return affine_aglu(
-            x,
-            scale,
-            shift,
-            activation.lambda_param,
-            activation.kappa_param,
-            identity,
-            identity_scale,
-            identity_shift,
-        )
+        small = parameters(self.activation(self.sites))
+        return norm_aglu(x, *norm, eps, *small, factors, identity, *identity_norm)
 
     def _normed(self, x: Tensor, site: int) -> Tensor:
         return normed_activation(x, getattr(self, f"norm{site}"), self.activation(site))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import AGLU
-from ...ops import affine_aglu
+from ...ops import norm_aglu
 from ...ops.implementation import wanted
 
 
@@ -52,18 +52,18 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def folded(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift, shape (C,), of a batch norm with fixed statistics."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = norm.weight * scale
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else norm.bias + shift
+def statistics(norm: nn.Module) -> tuple:
+    """Return a batch norm's weight, bias, running mean and variance, and eps."""
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
 
 
 def normed_activation(x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor:
     """Return ``activation(norm(x))``, keeping only ``x`` for backward if it can."""
     if not can_fold(norm, activation):
         return activation(norm(x))
-    scale, shift = folded(norm)
-    return affine_aglu(x, scale, shift, activation.lambda_param, activation.kappa_param)
+    return norm_aglu(x, *statistics(norm), *parameters(activation))
+
+
+def parameters(activation: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return an AGLU's lam and kappa."""
+    return activation.lambda_param, activation.kappa_param
