@@ -142,7 +142,7 @@ std::string describe(const Kernel& kernel, const VariantKey& key) {
   int i = 0;
   for (const char* name : kernel.arguments) {
     const auto type = key.types[i / 16] >> (4 * (i % 16)) & 15;
-    if (type) text << ' ' << name << '=' << kTypes[type];
+    text << ' ' << name << '=' << kTypes[type];
     if (key.aligned >> i & 1) text << '!';
     ++i;
   }
