@@ -11,17 +11,9 @@
 #include <array>
 
 #include "arguments.h"
+#include "gpu_launch.h"
 
 namespace apa {
-
-// Stand-ins for a build without the GPU's files.
-__attribute__((weak)) Tensor activation_gpu(const Arguments&) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "apa_mmdet was built without its GPU operators");
-}
-__attribute__((weak)) Gradients activation_backward_gpu(
-    const Arguments&, const Tensor&, const Needs&) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "apa_mmdet was built without its GPU operators");
-}
 
 namespace {
 
@@ -185,6 +177,16 @@ Arguments pack_norm_aglu(
 }
 
 // ---- Implementations for each device
+
+// Tests without a GPU send tensors of the CPU along its path.
+Tensor activation_host(const Arguments& a) {
+  return gpu_stand_in() ? activation_gpu(a) : activation_cpu(a);
+}
+Gradients activation_backward_host(const Arguments& a, const Tensor& grad,
+                                   const Needs& needs) {
+  return gpu_stand_in() ? activation_backward_gpu(a, grad, needs)
+                        : activation_backward_cpu(a, grad, needs);
+}
 
 Tensor activation_meta(const Arguments& a) { return at::empty_like(a.x); }
 
@@ -453,7 +455,7 @@ TORCH_LIBRARY(apa_mmdet, m) {
 }
 
 TORCH_LIBRARY_IMPL(apa_mmdet, CPU, m) {
-  apa::implement<apa::activation_cpu, apa::activation_backward_cpu>(m);
+  apa::implement<apa::activation_host, apa::activation_backward_host>(m);
 }
 TORCH_LIBRARY_IMPL(apa_mmdet, CUDA, m) {
   apa::implement<apa::activation_gpu, apa::activation_backward_gpu>(m);
