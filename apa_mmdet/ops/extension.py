@@ -9,6 +9,7 @@ compiler and the processor. Processes that start together build it once.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -21,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+
+from . import gpu_variants
 
 _SOURCES = Path(__file__).with_name("csrc")
 _TORCH = Path(torch.__file__).parent
@@ -55,7 +58,9 @@ def load() -> None:
         return
     if _error is None:
         try:
-            torch.ops.load_library(str(_built()))
+            torch.ops.load_library(str(path()))
+            if gpu_variants.why_unavailable() is None:
+                gpu_variants.connect(path())
             _is_loaded = True
             return
         except RuntimeError as error:
@@ -73,7 +78,8 @@ def _cache() -> Path:
     return Path(root) / "apa_mmdet"
 
 
-def _built() -> Path:
+@functools.cache
+def path() -> Path:
     """Return the library's path; build it unless it is there."""
     compiler = _compiler()
     sources = sorted(_SOURCES.glob("*.cpp"))
