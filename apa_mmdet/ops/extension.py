@@ -9,7 +9,6 @@ compiler and the processor. Processes that start together build it once.
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import os
 import platform
@@ -22,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-
-from . import gpu_variants
 
 _SOURCES = Path(__file__).with_name("csrc")
 _TORCH = Path(torch.__file__).parent
@@ -58,9 +55,7 @@ def load() -> None:
         return
     if _error is None:
         try:
-            torch.ops.load_library(str(path()))
-            if gpu_variants.why_unavailable() is None:
-                gpu_variants.connect(path())
+            torch.ops.load_library(str(_built()))
             _is_loaded = True
             return
         except RuntimeError as error:
@@ -78,8 +73,7 @@ def _cache() -> Path:
     return Path(root) / "apa_mmdet"
 
 
-@functools.cache
-def path() -> Path:
+def _built() -> Path:
     """Return the library's path; build it unless it is there."""
     compiler = _compiler()
     sources = sorted(_SOURCES.glob("*.cpp"))

@@ -84,9 +84,9 @@ def _at(address: int, dtype: torch.dtype) -> torch.Tensor:
 @contextlib.contextmanager
 def connected(stand_in):
     """Let the C++ operators use a stand-in."""
-    extension.load()
-    gpu_variants.connect(extension.path(), stand_in, stand_in=True)
+    library = extension.load() or extension._built()
+    gpu_variants.connect(library, stand_in, stand_in=True)
     try:
         yield stand_in
     finally:
-        gpu_variants.connect(extension.path(), stand_in)
+        gpu_variants.connect(library, stand_in)

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "cross_entropy.h"
@@ -66,74 +67,103 @@ INLINE uint32_t mix(uint32_t bits) {
   return bits ^ (bits >> 16);
 }
 
-// What a row of elements has in common, and each class's coefficients.
-struct Row {
-  const float *z, *lam, *inv_lam, *log_lam, *kappa, *bound;
-  const float* weight;  // null for 1
-  int64_t weight_stride, label;
-  float max_slope;  // 0 for none
-  const bool* rare;  // null to drop nothing
-  bool background;
-  float share;
-  uint32_t of_row, high;
+// Of one element, whichever class is its label's.
+struct Element {
+  float z, lam, inv_lam, log_lam, kappa;
 };
 
-INLINE float factor(const Row& row, int64_t c) {
-  float found = row.weight ? row.weight[c * row.weight_stride] : 1.0f;
-  if (row.rare) {
-    const uint32_t of_class = static_cast<uint32_t>(c) * 0x9E3779B9u + row.high;
-    const float drawn = (mix(row.of_row ^ of_class) >> 8) * 5.9604644775390625e-8f;
-    const bool kept =
-        !row.rare[c] | (c == row.label) | (row.background & (drawn < row.share));
-    found = kept ? found : 0.0f;
-  }
-  return found;
+// What all terms of an element are made of.
+struct Parts {
+  float u, v, n, d0, scaled, y, log1p_w, a, x, rest;
+  bool is_far, is_near;
+};
+
+INLINE Parts parts(const Element& e, float u) {
+  Parts p;
+  p.u = u;
+  p.v = exp_of(u < 0 ? u : -u);
+  p.n = u >= 0 ? p.v : 1.0f;  // exp(-u) = n / d0
+  p.d0 = u >= 0 ? 1.0f : p.v;
+  p.scaled = e.lam * p.n;
+  p.is_far = p.scaled > p.d0;
+  const float ratio =
+      (p.is_far ? p.d0 : p.scaled) / (p.is_far ? p.scaled : p.d0);
+  p.y = ratio / (2.0f + ratio);
+  p.log1p_w = 2.0f * p.y + p.y * p.y * p.y * atanh_tail(p.y);
+  const float distance = e.log_lam - u;
+  p.log1p_w += p.is_far ? distance : 0.0f;
+  const float near = p.n / p.d0, far = p.log1p_w * e.inv_lam;
+  p.a = p.scaled < 1.1920929e-7f * p.d0 ? near : far;
+  // 1 - exp(-a), the probability of no label
+  p.x = exp_of(-p.a);
+  float q = p.a * 0.000152226625f - 0.0013538755f;
+  q = q * p.a + 0.0083214464f;
+  q = q * p.a - 0.0416652672f;
+  q = q * p.a + 0.1666667610f;
+  q = (q * p.a - 0.5f) * p.a + 1.0f;
+  p.is_near = p.a < 0.6931472f;
+  const float small = p.a * q, large = 1.0f - p.x;
+  p.rest = p.is_near ? small : large;
+  return p;
 }
 
-// The loss of an element or, with gradients, its r and m.
-template <bool kGrads>
-INLINE void terms(const Row& row, int64_t c, float* loss, float* r, float* m) {
-  const float lam = row.lam[c], kappa = row.kappa[c], z = row.z[c];
-  const bool is_label = c == row.label;
-  float u = kappa * z;
-  u = u > 8e37f ? 8e37f : u < -8e37f ? -8e37f : u;
-  const float bounded = is_label && u < row.bound[c] ? row.bound[c] : u;
-  const float v = exp_of(bounded < 0 ? bounded : -bounded);
-  const bool right = bounded >= 0;
-  const float n = right ? v : 1.0f, d0 = right ? 1.0f : v;  // exp(-u) = n / d0
-  const float scaled = lam * n;
-  const bool is_far = scaled > d0;
-  const float e = (is_far ? d0 : scaled) / (is_far ? scaled : d0);
-  const float y = e / (2.0f + e), tail = atanh_tail(y);
-  float log1p_w = 2.0f * y + y * y * y * tail;
-  log1p_w += is_far ? row.log_lam[c] - bounded : 0.0f;
-  const float a = scaled < 1.1920929e-7f * d0 ? n / d0 : log1p_w * row.inv_lam[c];
-  const float x = exp_of(-a);
-  float p = a * 0.000152226625f - 0.0013538755f;
-  p = p * a + 0.0083214464f;
-  p = p * a - 0.0416652672f;
-  p = p * a + 0.1666667610f;
-  p = (p * a - 0.5f) * a + 1.0f;
-  const bool is_near = a < 0.6931472f;
-  const float rest = is_near ? a * p : 1.0f - x;
-  if (kGrads) {
-    const float d = d0 + scaled;
-    const float rate = n / d, q = n / (d0 + d);
-    const float near = 2.0f / (1.0f + y) + y * tail;
-    const float far =
-        (log1p_w - scaled / d) * row.inv_lam[c] * row.inv_lam[c];
-    const float sign = is_label ? -1.0f : x / rest;
-    *r = sign * rate;
-    *m = is_far ? sign * far : (sign * q) * near * q;
-  } else {
-    const float half = x / (2.0f - x);
-    const float log = 2.0f * half + half * half * half * atanh_tail(half);
-    float other = is_near ? -log_of(rest) : log;
-    const bool vanished = bounded > 30.0f && scaled < 1e-8f;
-    other = vanished ? bounded + (lam + 1.0f) * v * 0.5f : other;
-    const float own = a + row.max_slope * (bounded - u);
-    const float found = is_label ? own : other;
-    *loss = u == u ? found : u;  // comparisons have hidden what is not a number
+INLINE float bounded(float u) { return u > 8e37f ? 8e37f : u < -8e37f ? -8e37f : u; }
+
+INLINE float other_loss(const Element& e) {
+  const Parts p = parts(e, bounded(e.kappa * e.z));
+  const float half = p.x / (2.0f - p.x);
+  const float far = 2.0f * half + half * half * half * atanh_tail(half);
+  const float near = -log_of(p.rest);
+  float loss = p.is_near ? near : far;
+  const float limit = p.u + (e.lam + 1.0f) * p.v * 0.5f;
+  const float vanished = p.scaled < 1e-8f ? limit : loss;  // a may be 0 there
+  loss = p.u > 30.0f ? vanished : loss;
+  return loss + (p.u - p.u);  // comparisons have hidden what is not a number
+}
+
+// r and m of an element whose loss has the derivatives kappa * r, z * r and m, both
+// times `sign`: -1 for the label's, the odds of the label for another.
+INLINE void slopes(const Element& e, const Parts& p, float sign, float* r, float* m) {
+  const float d = p.d0 + p.scaled, rate = p.n / d, q = p.n / (p.d0 + d);
+  const float near = q * (2.0f / (1.0f + p.y) + p.y * atanh_tail(p.y)) * (sign * q);
+  const float far = sign * (p.log1p_w - p.scaled / d) * e.inv_lam * e.inv_lam;
+  *r = sign * rate;
+  *m = p.is_far ? far : near;
+}
+
+// Each class's coefficients.
+struct Coefficients {
+  const float *lam, *inv_lam, *log_lam, *kappa;
+  INLINE Element at(const float* z, int64_t c) const {
+    return {z[c], lam[c], inv_lam[c], log_lam[c], kappa[c]};
+  }
+};
+
+float other_losses(const float* z, const Coefficients k, const float* factor,
+                   int64_t classes, float* to) {
+#pragma omp simd
+  for (int64_t c = 0; c < classes; ++c) to[c] = other_loss(k.at(z, c)) * factor[c];
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t c = 0; c < classes; ++c) total += to[c];
+  return total;
+}
+
+template <bool kSums>
+void other_gradients(const float* z, const Coefficients k, const float* factor,
+                     int64_t classes, float* to, float* of_lam, float* of_kappa) {
+#pragma omp simd
+  for (int64_t c = 0; c < classes; ++c) {
+    const Element e = k.at(z, c);
+    const Parts p = parts(e, bounded(e.kappa * e.z));
+    float r, m;
+    slopes(e, p, p.x / p.rest, &r, &m);
+    r *= factor[c];
+    to[c] = r * e.kappa;
+    if (kSums) {
+      of_lam[c] += m * factor[c];
+      of_kappa[c] += r * e.z;
+    }
   }
 }
 
@@ -150,7 +180,7 @@ class Rows {
     const auto at = [](const Tensor& t, int64_t c) {
       return t.const_data_ptr<float>()[t.size(0) > 1 ? c : 0];
     };
-    for (auto* each : {&lam_, &inv_lam_, &log_lam_, &kappa_, &bound_})
+    for (auto* each : {&lam_, &inv_lam_, &log_lam_, &kappa_})
       each->resize(classes_);
     for (int64_t c = 0; c < classes_; ++c) {
       const float own = at(lam, c);
@@ -158,8 +188,6 @@ class Rows {
       inv_lam_[c] = 1.0f / std::max(lam_[c], 1e-30f);
       log_lam_[c] = std::log(std::max(lam_[c], 1e-30f));
       kappa_[c] = at(kappa, c);
-      const float left = 1.0f / a.max_slope - lam_[c];
-      bound_[c] = std::isfinite(a.max_slope) && left > 0 ? std::log(left) : -INFINITY;
     }
     if (a.rare.defined()) find_share();
   }
@@ -169,34 +197,61 @@ class Rows {
     return std::min((group + 1) * kRows, a_.logits.size(0));
   }
 
-  Row at(int64_t n) const {
-    const int64_t label = labels_[n];
-    Row row{logits_.const_data_ptr<float>() + n * classes_,
-            lam_.data(),
-            inv_lam_.data(),
-            log_lam_.data(),
-            kappa_.data(),
-            bound_.data()};
-    if (weight_.defined()) {
-      row.weight = weight_.const_data_ptr<float>() + n * weight_.stride(0);
-      row.weight_stride = weight_.stride(1);
-    }
-    row.label = label;
-    row.max_slope = std::isfinite(a_.max_slope) ? a_.max_slope : 0.0f;
-    row.rare = a_.rare.defined() ? a_.rare.const_data_ptr<bool>() : nullptr;
-    row.background = label < 0 || label >= classes_;
-    row.share = share_;
-    row.of_row = mix(static_cast<uint32_t>(n) + static_cast<uint32_t>(seed_));
-    row.high = static_cast<uint32_t>(static_cast<uint64_t>(seed_) >> 32);
-    return row;
+  const float* logits(int64_t n) const {
+    return logits_.const_data_ptr<float>() + n * classes_;
   }
-
-  const float* kappa() const { return kappa_.data(); }
+  Coefficients coefficients() const {
+    return {lam_.data(), inv_lam_.data(), log_lam_.data(), kappa_.data()};
+  }
+  // The class of a row's label, -1 if it names none.
+  int64_t label(int64_t n) const {
+    return labels_[n] >= 0 && labels_[n] < classes_ ? labels_[n] : -1;
+  }
+  // What a row's losses are multiplied by.
+  void factors(int64_t n, float* to) const {
+    const float* weight = nullptr;
+    int64_t step = 0;
+    if (weight_.defined()) {
+      weight = weight_.const_data_ptr<float>() + n * weight_.stride(0);
+      step = weight_.stride(1);
+    }
+    for (int64_t c = 0; c < classes_; ++c) to[c] = weight ? weight[c * step] : 1.0f;
+    if (rare_.empty()) return;
+    const int64_t named = label(n);
+    const float kept = named >= 0 && rare_[named] ? to[named] : 0.0f;
+    const float share = named < 0 ? share_ : 0.0f;
+    const uint32_t of_row = mix(static_cast<uint32_t>(n) + static_cast<uint32_t>(seed_));
+    const uint32_t high = static_cast<uint64_t>(seed_) >> 32;
+    const int32_t* rare = rare_.data();
+#pragma omp simd
+    for (int32_t c = 0; c < static_cast<int32_t>(classes_); ++c) {
+      const uint32_t bits = mix(of_row ^ (static_cast<uint32_t>(c) * 0x9E3779B9u + high));
+      const float drawn = static_cast<int32_t>(bits >> 8) * 5.9604644775390625e-8f;
+      const float own = to[c], drop = drawn < share ? own : 0.0f;
+      to[c] = rare[c] ? drop : own;
+    }
+    if (named >= 0 && rare_[named]) to[named] = kept;
+  }
+  // Where the label's loss goes on along its tangent, as a value of kappa * z.
+  float bound(float lam) const {
+    const float left = 1.0f / a_.max_slope - lam;
+    return std::isfinite(a_.max_slope) && left > 0 ? std::log(left) : -INFINITY;
+  }
+  float own_loss(const Element& e) const {
+    const float u = bounded(e.kappa * e.z), from = std::max(u, bound(e.lam));
+    const float loss = parts(e, from).a + (from > u ? a_.max_slope * (from - u) : 0);
+    return u == u ? loss : u;
+  }
+  void own_slopes(const Element& e, float* r, float* m) const {
+    const float u = bounded(e.kappa * e.z);
+    slopes(e, parts(e, std::max(u, bound(e.lam))), -1.0f, r, m);
+  }
 
  private:
   void find_share() {
     seed_ = *a_.seed.const_data_ptr<int64_t>();
     const bool* rare = a_.rare.const_data_ptr<bool>();
+    rare_.assign(rare, rare + classes_);
     int64_t named = 0, of_rare = 0;
     for (int64_t n = 0; n < a_.logits.size(0); ++n) {
       if (labels_[n] < 0 || labels_[n] >= classes_) continue;
@@ -210,7 +265,8 @@ class Rows {
   int64_t classes_, seed_ = 0;
   Tensor logits_, weight_;
   const int64_t* labels_;
-  std::vector<float> lam_, inv_lam_, log_lam_, kappa_, bound_;
+  std::vector<float> lam_, inv_lam_, log_lam_, kappa_;
+  std::vector<int32_t> rare_;
   float share_ = 0;
 };
 
@@ -224,22 +280,19 @@ Tensor cross_entropy_cpu(const LossArguments& a, bool summed) {
       summed ? at::empty({}, options) : at::empty(a.logits.sizes(), options);
   std::vector<double> sums(rows.groups());
   at::parallel_for(0, rows.groups(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(classes);
+    std::vector<float> scratch(classes), factor(classes);
+    const Coefficients k = rows.coefficients();
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t n = group * kRows; n < rows.end(group); ++n) {
-        const Row row = rows.at(n);
         float* to =
             summed ? scratch.data() : out.mutable_data_ptr<float>() + n * classes;
-        float total = 0;
-#pragma omp simd reduction(+ : total)
-        for (int64_t c = 0; c < classes; ++c) {
-          float loss, unused;
-          terms<false>(row, c, &loss, &unused, &unused);
-          loss *= factor(row, c);
-          to[c] = loss;
-          total += loss;
-        }
-        sums[group] += total;
+        rows.factors(n, factor.data());
+        const int64_t label = rows.label(n);
+        const float at_label = label < 0 ? 0.0f : std::exchange(factor[label], 0.0f);
+        sums[group] += other_losses(rows.logits(n), k, factor.data(), classes, to);
+        if (label < 0) continue;
+        to[label] = rows.own_loss(k.at(rows.logits(n), label)) * at_label;
+        sums[group] += to[label];
       }
     }
   });
@@ -261,32 +314,33 @@ LossGradients cross_entropy_backward_cpu(const LossArguments& a, const Tensor& g
   if (needs[0]) of_logits = at::empty(a.logits.sizes(), options);
   std::vector<float> sums(sums_needed ? rows.groups() * 2 * classes : 0);
   at::parallel_for(0, rows.groups(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(classes);
+    std::vector<float> scratch(classes), factor(classes);
+    const Coefficients k = rows.coefficients();
     for (int64_t group = begin; group < end; ++group) {
       float* of_lam = sums_needed ? sums.data() + group * 2 * classes : nullptr;
-      float* of_kappa = of_lam + classes;
+      float* of_kappa = sums_needed ? of_lam + classes : nullptr;
       for (int64_t n = group * kRows; n < rows.end(group); ++n) {
-        const Row row = rows.at(n);
         const float* g = grad.const_data_ptr<float>() + n * grad.stride(0);
         const int64_t step = grad.stride(1);
-        float* to =
-            needs[0] ? of_logits.mutable_data_ptr<float>() + n * classes
-                     : scratch.data();
-        const auto pass = [&](auto with_sums) {
-#pragma omp simd
-          for (int64_t c = 0; c < classes; ++c) {
-            float r, m, unused;
-            terms<true>(row, c, &unused, &r, &m);
-            const float own = g[c * step] * factor(row, c);
-            r *= own;
-            to[c] = r * row.kappa[c];
-            if (with_sums.value) {
-              of_lam[c] += m * own;
-              of_kappa[c] += r * row.z[c];
-            }
-          }
-        };
-        sums_needed ? pass(std::true_type()) : pass(std::false_type());
+        float* to = needs[0] ? of_logits.mutable_data_ptr<float>() + n * classes
+                             : scratch.data();
+        rows.factors(n, factor.data());
+        for (int64_t c = 0; c < classes; ++c) factor[c] *= g[c * step];
+        const int64_t label = rows.label(n);
+        const float at_label = label < 0 ? 0.0f : std::exchange(factor[label], 0.0f);
+        const float* z = rows.logits(n);
+        (sums_needed ? other_gradients<true> : other_gradients<false>)(
+            z, k, factor.data(), classes, to, of_lam, of_kappa);
+        if (label < 0) continue;
+        float r, m;
+        const Element e = k.at(z, label);
+        rows.own_slopes(e, &r, &m);
+        r *= at_label;
+        to[label] = r * e.kappa;
+        if (sums_needed) {
+          of_lam[label] += m * at_label;
+          of_kappa[label] += r * e.z;
+        }
       }
     }
   });
