@@ -30,6 +30,7 @@ def _install() -> None:
     from mmengine.registry import MODELS
 
     from . import compat
+    from .conversion import add_rules
     from .engine import checkpoint, flops
     from .layers import AGLU, APA
     from .optim import APAOptimWrapperConstructor
@@ -63,6 +64,8 @@ def _install() -> None:
         "evaluation.lvis_metric",  # LVISFastMetric
     ):
         import_module(f"{__name__}.{module}")
+    # convert_activations() knows MMDetection's residual blocks, losses and so on.
+    add_rules(import_module(f"{__name__}.models.conversion_rules").RULES)
 
 
 if is_installed("mmengine"):

@@ -3,11 +3,16 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+
+from apa_mmdet.requirements import MINIMUM, ONEDL, OPENMMLAB
 
 ROOT = Path(__file__).parents[1]
 
@@ -327,23 +332,56 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def names(requirements):
-    return {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
-
-
 def test_plain_install_brings_no_mmdetection(project):
-    assert names(project["dependencies"]) == {"torch", "numpy", "lvis"}
+    names = {Requirement(text).name for text in project["dependencies"]}
+    assert names == {"torch", "numpy", "lvis", "pycocotools", "tqdm"}
 
 
-def test_no_extra_brings_mmcv(project):
-    for requirements in project["optional-dependencies"].values():
-        assert not names(requirements) & {"mmcv", "onedl-mmcv"}
+@pytest.mark.parametrize(
+    "extra, stack, others",
+    [("openmmlab", OPENMMLAB, {"setuptools"}), ("onedl", ONEDL, set())],
+)
+def test_each_stack_is_an_extra_without_mmcv(project, extra, stack, others):
+    requirements = project["optional-dependencies"][extra]
+    specifiers = {(each := Requirement(r)).name: each.specifier for r in requirements}
+    pins = dict(stack[name] for name in ("mmengine", "mmdet"))
+    assert specifiers.keys() == pins.keys() | others
+    for name, version in pins.items():
+        assert version in specifiers[name], name
 
 
-def test_each_stack_is_an_extra(project):
-    extras = project["optional-dependencies"]
-    assert names(extras["openmmlab"]) == {"mmengine", "mmdet", "setuptools"}
-    assert names(extras["onedl"]) == {"onedl-mmengine", "onedl-mmdetection"}
+def test_minimum_of_torch(project):
+    (torch,) = (r for r in project["dependencies"] if r.startswith("torch"))
+    assert torch == f"torch>={'.'.join(map(str, MINIMUM['torch']))}"
+
+
+def test_versions_in_scripts_and_pages_are_the_requirements():
+    pins = dict([*OPENMMLAB.values(), *ONEDL.values()])
+    # mmdet==3.3.0, or mmdet 3.3.0 in a sentence
+    pattern = rf"(?<![\w-])({'|'.join(pins)})(?:==| )(\d+\.\d+\.\d+)"
+    paths = [ROOT / "tools/setup_env.sh", ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    for path in paths:
+        for name, version in re.findall(pattern, path.read_text()):
+            assert version == pins[name], f"{path}: {name} {version}"
+    script = dict(re.findall(pattern, paths[0].read_text()))
+    assert script == pins
+
+
+def test_the_wheel_contains_every_source(tmp_path):
+    source = tmp_path / "source"
+    hide = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "apa_mmdet", source / "apa_mmdet", ignore=hide)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = "-m pip wheel --no-deps --no-build-isolation --quiet --wheel-dir"
+    subprocess.run(
+        [sys.executable, *command.split(), str(tmp_path), str(source)], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    written = {name for name in ZipFile(wheel).namelist() if "dist-info" not in name}
+    package = (source / "apa_mmdet").rglob("*")
+    files = {str(path.relative_to(source)) for path in package if path.is_file()}
+    assert written == files
 
 
 def test_version_is_exported():

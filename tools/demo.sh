@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main path on a small scale: environment, mini-LVIS, training, evaluation, picture.
+# From nothing to a trained detector: environment, mini-LVIS, training, test, picture.
 # Usage: bash tools/demo.sh [openmmlab|onedl]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,8 +18,8 @@ started=$SECONDS
 say "2/5 mini-LVIS in $data"
 "$python" tools/dataset_converters/make_mini_lvis.py "$data"
 
-say "3/5 training (about 6 minutes on 2 cores; resumes if it was interrupted)"
-# Evaluation is a step of its own below.
+say "3/5 training (about 6 minutes on 2 cores; continues if it was interrupted)"
+# Without validation, which is the next step.
 "$python" -W ignore tools/train.py "$config" --work-dir "$work" --resume \
     --cfg-options train_cfg.val_interval=1000
 
@@ -47,7 +47,7 @@ say "done"
 cat <<TEXT
 Picture:     $work/detections.png
 Checkpoint:  $checkpoint
-Next, the same training with the sigmoid classifier in place of APA's:
+Next, the same training with a sigmoid classifier instead of APA:
     $python tools/train.py $config --work-dir work_dirs/sigmoid --cfg-options \\
         model.roi_head.bbox_head.loss_cls.lam=1.0 \\
         model.roi_head.bbox_head.loss_cls.learnable=None

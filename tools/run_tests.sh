@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the environment if need be, then lints, then tests.
+# Creates the environment if necessary, checks the style, and runs the tests.
 #
-#   bash tools/run_tests.sh                      all but the slow and the GPU tests,
-#                                                two files at a time
-#   bash tools/run_tests.sh -m slow              arguments go to pytest instead
+#   bash tools/run_tests.sh                        all except slow and GPU tests, two
+#                                                  files at a time
+#   bash tools/run_tests.sh -m slow                arguments are passed to pytest
 #   bash tools/run_tests.sh tests/test_compat.py
 #
 #   APA_MMDET_STACK   openmmlab (default) or onedl
@@ -17,7 +17,7 @@ bin=${APA_MMDET_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 if [ $# -eq 0 ]; then
-    # A file stays in one process, for its fixtures; more threads would be in the way.
+    # One process runs a whole file, because of its fixtures, on one thread.
     set -- -m "not slow and not gpu" -n 2 --dist loadfile
     export OMP_NUM_THREADS=1
 fi

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Makes the environment that apa_mmdet runs in; running it again costs nothing.
+# Creates the environment for apa_mmdet; if it is complete, returns in seconds.
 #
 #   bash tools/setup_env.sh [openmmlab|onedl]
 #
-# The two stacks give the same imports (mmengine, mmcv, mmdet): OpenMMLab's releases,
-# which are the default, and the OneDL forks. An environment holds one of them.
+# Two stacks provide the imports mmengine, mmcv and mmdet: OpenMMLab's releases, which
+# are the default, and the OneDL forks. An environment contains one of them.
 #
-#   APA_MMDET_VENV   the environment, made if it is not there   .venv in the checkout
-#   PYTHON           the Python to make it with, 3.9 to 3.12    python3
-#   TORCH_SPEC       the torch to install where there is none   torch==2.13.0
-#                    (may hold pip's options too: "torch==2.13.0 --index-url URL")
+#   APA_MMDET_VENV   the environment, created if missing        .venv in the checkout
+#   PYTHON           the Python to create it with, 3.9 to 3.12  python3
+#   TORCH_SPEC       the torch to install if there is none      torch==2.13.0
+#                    (pip options are possible: "torch==2.13.0 --index-url URL")
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stack=${1:-openmmlab}
-case $stack in
+case $stack in  # a test compares the versions with apa_mmdet/requirements.py
     openmmlab)
         mmengine=mmengine==0.10.7 mmcv=mmcv==2.1.0 mmdet=mmdet==3.3.0 other=onedl ;;
     onedl)
@@ -35,7 +35,7 @@ stamp=$venv/setup_env.stamp
 constraints=$venv/setup_env.constraints.txt
 scratch=$venv/setup_env.tmp
 
-# ---------------------------------------------------------------- showing what happens
+# -------------------------------------------------------------------------- reporting
 steps=8 step=0 name="" remedy="" child="" logging="" SECONDS=0
 
 clock() { printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)); }
@@ -59,7 +59,7 @@ finish() {
     if [ -n "$child" ]; then kill -- "-$child" 2>/dev/null || true; fi
     rm -rf "$scratch"
     if [ "$status" -ge 130 ]; then
-        remedy="run this again; what is done is kept"
+        remedy="run this again; finished steps are kept"
     fi
     if [ "$status" -ne 0 ]; then
         {
@@ -78,7 +78,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-progress() {  # how far a compilation has come, where ninja is at work
+progress() {  # of a compilation by ninja
     local plan built total
     plan=$(find "$scratch" -name build.ninja 2>/dev/null | head -n 1)
     if [ -n "$plan" ]; then
@@ -88,11 +88,11 @@ progress() {  # how far a compilation has come, where ninja is at work
     fi
 }
 
-run() {  # run COMMAND...: into the log, with a sign of life every 30 seconds
+run() {  # run COMMAND...: output to the log, progress every 30 seconds
     local began=$SECONDS beat=30 status=0
     printf '\n$ %s\n' "$*" >>"$log"
     mkdir -p "$scratch"
-    set -m  # a process group of its own, so that all of it can be stopped
+    set -m  # its own process group, so that finish() can stop all of it
     TMPDIR=$scratch "$@" >>"$log" 2>&1 </dev/null &
     child=$!
     set +m
@@ -111,8 +111,8 @@ run() {  # run COMMAND...: into the log, with a sign of life every 30 seconds
 
 pip_install() { run "$py" -m pip install -c "$constraints" "$@"; }
 
-# -------------------------------------------------------------- looking at what is there
-version() {  # version DISTRIBUTION: what is installed of it, or nothing
+# ---------------------------------------------------------------- what is installed
+version() {  # version DISTRIBUTION: the installed version, or nothing
     "$py" - "$1" <<'PY'
 import sys
 from importlib import metadata
@@ -126,7 +126,7 @@ PY
 
 has() { [ "$(version "${1%%==*}")" = "${1##*==}" ]; }  # has NAME==VERSION
 
-ops_work() {  # runs nms and RoIAlign; prints why they do not work
+ops_work() {  # runs nms and RoIAlign; prints the result, or why they fail
     "$py" - <<'PY'
 import sys
 
@@ -142,54 +142,54 @@ if torch.version.cuda and torch.cuda.is_available():
 for device in devices:
     boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]])
     scores = torch.tensor([0.8, 0.9, 0.7])
-    # A ramp, of which RoIAlign must return the value at the centre of each bin.
+    # On a linear ramp, RoIAlign must return the value at the centre of each bin.
     ramp = torch.arange(16.0).repeat(16, 1)[None, None]
     rois = torch.tensor([[0, 2, 4, 10, 12.0]])
     try:
-        _, kept = nms(boxes.to(device), scores.to(device), iou_threshold=0.5)
+        _, indices = nms(boxes.to(device), scores.to(device), iou_threshold=0.5)
         pooled = RoIAlign(2, 1.0, 2)(ramp.to(device), rois.to(device))
     except (RuntimeError, NotImplementedError) as error:
         sys.exit(f"mmcv.ops on {device}: {error}")
-    if kept.tolist() != [1, 2]:
-        sys.exit(f"mmcv.ops.nms on {device}: kept {kept.tolist()}, expected [1, 2]")
+    if indices.tolist() != [1, 2]:
+        sys.exit(f"mmcv.ops.nms on {device}: {indices.tolist()}, expected [1, 2]")
     expected = torch.tensor([[[[3.5, 7.5], [3.5, 7.5]]]])
     if not torch.allclose(pooled.cpu(), expected, atol=1e-5):
         sys.exit(f"mmcv.ops.RoIAlign on {device}: {pooled.tolist()}")
-print("nms and RoIAlign give the right numbers on " + " and ".join(devices))
+print("nms and RoIAlign give correct results on " + " and ".join(devices))
 PY
 }
 
-# What the environment was made for: another checkout or other requirements differ.
-wanted() {
+# What the environment is created for; it changes with the checkout and its versions.
+request() {
     echo "$root $stack $mmengine $mmcv $mmdet"
     cat "$root/pyproject.toml" "${BASH_SOURCE[0]}"
 }
 
-other_stack() {  # the distributions of the other stack that are installed
-    local found="" candidate
+other_stack() {  # the installed distributions of the other stack
+    local installed="" candidate
     case $stack in
         openmmlab) set -- onedl-mmengine onedl-mmcv onedl-mmdetection ;;
         onedl) set -- mmengine mmcv mmdet ;;
     esac
     for candidate in "$@"; do
-        if [ -n "$(version "$candidate")" ]; then found="$found $candidate"; fi
+        if [ -n "$(version "$candidate")" ]; then installed="$installed $candidate"; fi
     done
-    echo "$found"
+    echo "$installed"
 }
 
-# ------------------------------------------------------------------------------ the steps
+# ------------------------------------------------------------------------------ steps
 begin "the environment $venv" \
-    "choose a Python with PYTHON=/path/to/python3, or an environment that works with \
+    "choose a Python with PYTHON=/path/to/python3, or another environment with \
 APA_MMDET_VENV=/path/to/it"
 if [ ! -x "$py" ]; then
     if [ -e "$venv" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
-        fail "$venv exists and is no environment: it has no bin/python." \
-            "remove it, or name another with APA_MMDET_VENV=/path/to/it"
+        fail "$venv exists and is not an environment: it has no bin/python." \
+            "remove it, or choose another with APA_MMDET_VENV=/path/to/it"
     fi
     command -v "$python" >/dev/null ||
         fail "There is no Python called '$python' (PYTHON)."
     "$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' ||
-        fail "$("$python" --version 2>&1) does not fit: 3.9 to 3.12 is needed."
+        fail "$("$python" --version 2>&1) is not supported: 3.9 to 3.12 is needed."
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$python has no venv module." \
             "install it (Debian, Ubuntu: apt install python3-venv), or choose another \
@@ -198,16 +198,16 @@ Python with PYTHON=/path/to/python3"
 fi
 "$py" -m pip --version >/dev/null 2>&1 ||
     fail "$venv has no pip." "run '$py -m ensurepip', then this again"
-found=$(other_stack)
-if [ -n "$found" ]; then
-    fail "$venv holds the $other stack (${found# }), whose imports are the same as \
-those of $stack." \
-        "keep one environment for each stack: \
+others=$(other_stack)
+if [ -n "$others" ]; then
+    fail "$venv contains the $other stack (${others# }), which has the same imports as \
+$stack." \
+        "use one environment for each stack: \
 APA_MMDET_VENV=$venv-$stack bash tools/setup_env.sh $stack"
 fi
-if [ -f "$stamp" ] && [ "$(wanted)" = "$(cat "$stamp")" ] &&
+if [ -f "$stamp" ] && [ "$(request)" = "$(cat "$stamp")" ] &&
     has "$mmengine" && has "$mmcv" && has "$mmdet" && proof=$(ops_work 2>&1); then
-    say "has the $stack stack already; $proof ($(clock))"
+    say "the $stack stack is installed; $proof ($(clock))"
     exit 0
 fi
 rm -f "$stamp"
@@ -215,35 +215,35 @@ rm -f "$stamp"
 logging=yes
 say "$("$py" --version), stack $stack, log in $log"
 
-begin "torch" "choose a torch that exists for this Python and machine, for example \
+begin "torch" "choose a torch that is available for this Python and machine, such as \
 TORCH_SPEC=torch==2.8.0 bash tools/setup_env.sh $stack, or install one into $venv first"
 if [ -z "$(version torch)" ]; then
-    say "installing $torch_spec (a build for CUDA is some gigabytes)"
+    say "installing $torch_spec (a CUDA build has several gigabytes)"
     read -ra torch_arguments <<<"$torch_spec"
     run "$py" -m pip install "${torch_arguments[@]}"
 fi
 torch=$("$py" -c 'import torch; print(torch.__version__)' 2>>"$log") ||
-    fail "The torch that is there, $(version torch), does not import."
+    fail "The installed torch, $(version torch), cannot be imported."
 echo "torch==$torch" >"$constraints"
-say "torch $torch is kept from here on"
+say "torch $torch; no later step changes it"
 
-begin "what mmcv is built with" "see the log; the usual cause is the network"
+begin "build tools for mmcv" "see the log; the usual cause is the network"
 pip_install "setuptools<81" wheel packaging ninja psutil numpy
 
 begin "$mmcv with its compiled ops" \
     "see the log for the compiler's first error. A C++ compiler is needed (Debian, \
-Ubuntu: apt install build-essential), and beside a GPU the CUDA toolkit of torch's \
-version with CUDA_HOME set. MAX_JOBS=1 helps where memory is short. Then run this again"
+Ubuntu: apt install build-essential), and for a GPU also the CUDA toolkit of torch's \
+version, with CUDA_HOME set. MAX_JOBS=1 needs less memory. Then run this again"
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$cores}
 if ! has "$mmcv"; then
-    say "pip compiles it unless it has kept a wheel: 10 to 20 minutes on 2 cores"
+    say "pip compiles it unless it has cached a wheel: 10 to 20 minutes on 2 cores"
     pip_install --no-build-isolation "$mmcv"
 fi
 if ! proof=$(ops_work 2>&1); then
     echo "$proof" >>"$log"
     say "$(printf '%s' "$proof" | tail -n 1)"
-    say "compiling mmcv anew: 10 to 20 minutes on 2 cores"
+    say "compiling mmcv again: 10 to 20 minutes on 2 cores"
     pip_install --no-cache-dir --no-build-isolation --force-reinstall --no-deps "$mmcv"
     proof=$(ops_work 2>&1) || { echo "$proof" >>"$log"; fail "mmcv's ops do not work."; }
 fi
@@ -254,18 +254,18 @@ pip_install --no-build-isolation "$mmengine" "$mmdet"
 
 begin "torchvision" "see the log; the usual cause is the network"
 if [ "$("$py" -c 'import torch; print(torch.version.cuda)')" = None ]; then
-    say "left out: the packaged one is built for CUDA and does not import beside a CPU \
-torch, so torchvision:// weights need a torchvision for your torch"
+    say "skipped: PyPI's is built for CUDA and cannot be imported with a CPU torch; \
+torchvision:// weights need a torchvision for your torch"
 else
     pip_install torchvision
 fi
 
-begin "apa_mmdet with its test tools" "see the log"
+begin "apa_mmdet and its test tools" "see the log"
 pip_install --no-build-isolation -e "$root[$stack,test]"
 
-begin "a last look" "remove $venv and run this again"
-"$py" -m pip check >>"$log" 2>&1 || say "pip check has remarks, see the log"
+begin "final check" "remove $venv and run this again"
+"$py" -m pip check >>"$log" 2>&1 || say "pip check reports problems, see the log"
 proof=$(ops_work 2>&1) || { echo "$proof" >>"$log"; fail "mmcv's ops do not work."; }
 "$py" -c 'import apa_mmdet' >>"$log" 2>&1
-wanted >"$stamp"
+request >"$stamp"
 say "ready in $(clock). To use it: source $venv/bin/activate"

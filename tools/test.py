@@ -1,4 +1,4 @@
-"""Test a detector: MMDetection's tools/test.py, with the data looked for first."""
+"""Test a detector: MMDetection's tools/test.py, but it first checks the data."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -7,7 +7,7 @@ import argparse
 
 from apa_mmdet.requirements import check_requirements
 
-check_requirements()  # where mmengine is missing, importing apa_mmdet does not
+check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
 from apa_mmdet.engine.launch import (
     add_common_arguments,
@@ -25,10 +25,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", help="write the predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show each prediction")
     parser.add_argument(
-        "--show-dir", help="draw each prediction to this folder, under the work dir"
+        "--show-dir", help="draw each prediction to this folder in the work dir"
     )
     parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds each picture is shown"
+        "--wait-time", type=float, default=2, help="seconds to show each picture"
     )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation (boxes only)"
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
-        parser.error(f"--out {args.out}: expected a name that ends in .pkl")
+        parser.error(f"--out {args.out}: expected a name ending in .pkl")
     if "://" not in args.checkpoint:
         require_detector(args.checkpoint)
     return args
@@ -57,7 +57,7 @@ def require_detector(path: str) -> None:
 
 
 def enable_tta(cfg) -> None:
-    """Wrap the model and its pipeline for test-time augmentation by flipping."""
+    """Wrap the model and its pipeline for test-time augmentation with flips."""
     cfg.setdefault(
         "tta_model",
         dict(

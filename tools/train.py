@@ -1,4 +1,4 @@
-"""Train a detector: MMDetection's tools/train.py, with the data looked for first."""
+"""Train a detector: MMDetection's tools/train.py, but it first checks the data."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -8,7 +8,7 @@ import os
 
 from apa_mmdet.requirements import check_requirements
 
-check_requirements()  # where mmengine is missing, importing apa_mmdet does not
+check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
 from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
 
@@ -23,13 +23,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate to the batch size the config was made for",
+        help="scale the learning rate from the config's batch size to the actual one",
     )
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
-        help="go on from a checkpoint: a path, or nothing for the latest of work-dir",
+        help="continue from a checkpoint; without a path, from the latest in work-dir",
     )
     add_common_arguments(parser)
     return parser.parse_args()
@@ -52,8 +52,8 @@ def main() -> None:
     if args.resume is not None:
         if args.resume != "auto" and not os.path.isfile(args.resume):
             raise SystemExit(
-                f"--resume {args.resume}: no such file; give a checkpoint, or --resume "
-                f"alone for the latest one in {cfg.work_dir}"
+                f"--resume {args.resume}: no such file; give a checkpoint, or only "
+                f"--resume for the latest one in {cfg.work_dir}"
             )
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume

@@ -1,9 +1,9 @@
 """Where a module calls its activations, read from the source of its methods.
 
-MMDetection often calls one activation module from several places (``self.relu`` three
-times in a bottleneck) or a function inline (``F.relu``). What is one place to a reader
-of the code is one site here. A loop over the module's own layers makes a site for each
-of them; a loop over feature levels, whose weights are shared, makes one.
+MMDetection often calls one activation module in several places (``self.relu`` three
+times in a bottleneck) or a function inline (``F.relu``). Each place in the code is one
+site. A loop over the module's own layers makes a site for each of them; a loop over
+feature levels, which share their weights, makes one.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from typing import Any
 from torch import nn
 
 from . import kinds
-from .evaluation import UNKNOWN, evaluate
+from .edits import BaseCall, Place
 from .source import inherited, readable_classes, syntax
-from .walking import Place, Walker
+from .static_values import UNKNOWN, evaluate
+from .walker import Walker
 
 
 @dataclass
 class Call:
-    """An activation call.
+    """A call of an activation.
 
     Attributes:
-        place: Where it stands.
+        place: Where it is.
         attribute: The attribute that is called; None for a function called inline.
         kind: What the inline function is, a key of ``kinds.KINDS``.
-        options: Arguments of an inline function that AGLU must know.
+        options: Arguments of an inline function that AGLU must keep.
         loops: The loops over the module's own layers around it, outermost first.
         index: The pass through each of those loops.
-        producer: The child module whose result it takes, if that is plain to see.
-        repeated: Whether the same weights lead to it more than once.
+        producer: The child module whose result is its input, if that is evident.
+        repeated: Whether it runs more than once with the same weights.
         takes_more: Whether it is called with more than the input.
     """
 
@@ -49,38 +50,21 @@ class Call:
     takes_more: bool = False
 
 
-@dataclass(frozen=True)
-class Jump:
-    """A call of a base class's version of a method.
-
-    Attributes:
-        place: Where it stands.
-        target: The base class.
-        method: The method.
-        names_class: Whether it is ``Base.method(self, ...)``, not by ``super()``.
-    """
-
-    place: Place
-    target: type
-    method: str
-    names_class: bool
-
-
-class Reader(Walker):
-    """Collects the activation calls of one module's methods.
+class CallReader(Walker):
+    """Collects the activation calls in one module's methods.
 
     Args:
         module: The module.
         activations: Names of its attributes that are activations.
 
     Attributes:
-        escapes: Activations used otherwise than by a call, which cannot be split.
+        escapes: Activations that are not only called, so that they cannot be split.
         discarded: Activations called for their effect on the input, result unused.
         left: Inline calls that stay, as (method, function, reason).
-        jumps: Calls of base classes' versions of methods.
+        base_calls: Calls of base classes' versions of methods.
         repeated_children: Names of children that are used more than once with the same
-            weights, such as by a head that runs for each feature level.
-        looks_up: Whether attributes are looked up by a name that is not written out.
+            weights, for instance by a head that runs on each feature level.
+        looks_up: Whether attributes are looked up by a name that is computed.
     """
 
     def __init__(self, module: nn.Module, activations: set[str]) -> None:
@@ -89,31 +73,31 @@ class Reader(Walker):
         self.escapes: set[str] = set()
         self.discarded: set[str] = set()
         self.left: dict[tuple[str, str, str], None] = {}
-        self.jumps: dict[Jump, None] = {}
+        self.base_calls: dict[BaseCall, None] = {}
         self.repeated_children: set[str] = set()
         self.looks_up = False
 
-    def restart(self) -> None:
-        """Forget the way that has been gone and the calls on it."""
-        super().restart()
+    def reset(self) -> None:
+        """Reset the traversal and the calls collected on it."""
+        super().reset()
         self.calls: dict[tuple[Place, tuple[int, ...]], Call] = {}
 
     def entries(self) -> dict[str, list[Call]]:
         """Return the calls reached from each method that no other one leads to."""
-        while_built = self._builders()
+        only_while_built = self._builders()
         self.escapes |= self._used_by_properties()
         calls, reached = {}, {}
         for name, (owner, function) in self.methods.items():
-            if name in while_built:
+            if name in only_while_built:
                 continue
-            self.restart()
+            self.reset()
             self.enter(name, owner, function, {})
             calls[name] = list(self.calls.values())
             reached[name] = self.reached
         return {
-            name: found
-            for name, found in calls.items()
-            if found and not self._is_reached(name, reached, calls)
+            name: calls_of_method
+            for name, calls_of_method in calls.items()
+            if calls_of_method and not self._is_reached(name, reached, calls)
         }
 
     def _is_reached(self, name: str, reached: dict, calls: dict) -> bool:
@@ -128,7 +112,7 @@ class Reader(Walker):
         )
 
     def _used_by_properties(self) -> set[str]:
-        """Return the activations that a property mentions: it cannot be rewritten."""
+        """Return the activations that a property uses: it cannot be rewritten."""
         getters = (
             getattr(value, "fget", None)
             for owner in readable_classes(type(self.module))
@@ -144,21 +128,22 @@ class Reader(Walker):
 
     def _builders(self) -> set[str]:
         """Return the methods that run only while the module is built."""
-        todo = [
+        pending = [
             vars(owner)[name]
             for owner in readable_classes(type(self.module))
             for name in ("__init__", "init_weights")
             if name in vars(owner)
         ]
-        found = {"__init__", "init_weights"}
-        while todo:
-            for node in ast.walk(syntax(todo.pop()) or ast.Pass()):
+        builders = {"__init__", "init_weights"}
+        while pending:
+            for node in ast.walk(syntax(pending.pop()) or ast.Pass()):
                 name = getattr(node, "attr", None)
-                if name in self.methods and name not in (*found, "forward"):
-                    found.add(name)
-                    todo.append(self.methods[name][1])
-        return found
+                if name in self.methods and name not in (*builders, "forward"):
+                    builders.add(name)
+                    pending.append(self.methods[name][1])
+        return builders
 
+    # ----------------------------------------------------------------- expressions
     def visit_Expr(self, node: ast.Expr) -> None:  # noqa: D102
         before = set(self.calls)
         self.visit(node.value)
@@ -180,10 +165,10 @@ class Reader(Walker):
                 self.repeated_children.add(node.attr)
         elif node.attr in ("children", "modules", "named_children", "_modules"):
             self.looks_up = True
-        elif node.attr in self.methods:  # passed on: to be called once for each level
-            state, self.repeated = self.repeated, True
+        elif node.attr in self.methods:  # passed on, to be called for each level
+            repeated, self.repeated = self.repeated, True
             self.enter(node.attr, *self.methods[node.attr], {})
-            self.repeated = state
+            self.repeated = repeated
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: D102
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
@@ -211,7 +196,7 @@ class Reader(Walker):
     def _call_attribute(self, node: ast.Call, func: ast.Attribute) -> None:
         if self.is_self(func.value):
             if func.attr in self.activations:
-                self._found(node, func.attr, None, {})
+                self._record(node, func.attr, None, {})
             elif func.attr in self.methods:
                 owner, function = self.methods[func.attr]
                 known = self._arguments(function, node)
@@ -220,39 +205,46 @@ class Reader(Walker):
                 self.visit(func)
         elif isinstance(func.value, ast.Call) and _is_super(func.value):
             cls, owner = type(self.module), self.current[0]
-            self._jump(node, func.attr, inherited(cls, owner, func.attr), False)
+            version = inherited(cls, owner, func.attr)
+            self._call_base(node, func.attr, version, by_name=False)
         else:
             value = self.value(func)
             if node.args and self.is_self(node.args[0]) and value is not UNKNOWN:
-                self._jump(node, func.attr, self._owner_of(func.attr, value), True)
+                version = self._version(func.attr, value)
+                self._call_base(node, func.attr, version, by_name=True)
             elif value is not UNKNOWN:
                 self._call_function(node, value)
-            elif func.attr in kinds.METHODS and not node.args and not node.keywords:
+            elif (
+                func.attr in kinds.KIND_OF_METHOD
+                and not node.args
+                and not node.keywords
+            ):
                 self.visit(func.value)
-                self._found(node, None, kinds.METHODS[func.attr], {})
+                self._record(node, None, kinds.KIND_OF_METHOD[func.attr], {})
             else:
                 self.visit(func)
 
-    def _owner_of(self, name: str, method: Any) -> tuple[type, FunctionType] | None:
+    def _version(self, name: str, method: Any) -> tuple[type, FunctionType] | None:
+        """Return the class whose version of a method this is, with the method."""
         for klass in readable_classes(type(self.module)):
             if vars(klass).get(name) is method and isinstance(method, FunctionType):
                 return klass, method
         return None
 
-    def _jump(
+    def _call_base(
         self,
         node: ast.Call,
         name: str,
-        found: tuple[type, FunctionType] | None,
-        names_class: bool,
+        version: tuple[type, FunctionType] | None,
+        by_name: bool,
     ) -> None:
-        if found is not None:
-            target, function = found
-            self.jumps[Jump(self.place(node), target, name, names_class)] = None
-            self.enter(name, target, function, {})
+        if version is not None:
+            base, function = version
+            self.base_calls[BaseCall(self.place(node), base, name, by_name)] = None
+            self.enter(name, base, function, {})
 
     def _arguments(self, function: FunctionType, node: ast.Call) -> dict[str, Any]:
-        """Return the values of a method's parameters in a call of it."""
+        """Return the known values of a method's parameters in a call of it."""
         definition = syntax(function)
         if definition is None:
             return {}
@@ -271,9 +263,12 @@ class Reader(Walker):
         }
         return {name: v for name, v in values.items() if v is not UNKNOWN}
 
+    # ------------------------------------------------------------------- functions
     def _call_function(self, node: ast.Call, function: Any) -> None:
-        kind = kinds.kind_of_function(function)
-        reason = kinds.reason_to_leave_function(function)
+        if isinstance(function, nn.Module):
+            return  # another module's, such as self.child.act
+        kind = kinds.kind_of(function)
+        reason = kinds.reason_to_leave(function)
         if reason is not None:
             self._leave(node, reason)
         elif kind is not None:
@@ -293,7 +288,7 @@ class Reader(Walker):
                 self._leave(node, f"its {parameter} is not known beforehand")
                 return
             options[parameter] = float(value)
-        self._found(node, None, kind, options)
+        self._record(node, None, kind, options)
 
     def _helper(self, function: FunctionType) -> None:
         """Note the activations that a function outside any class calls."""
@@ -303,17 +298,17 @@ class Reader(Walker):
         for inner in ast.walk(body) if body is not None else ():
             if isinstance(inner, ast.Call):
                 called = evaluate(inner.func, {}, inspect.unwrap(function).__globals__)
-                if kinds.kind_of_function(called) is not None:
+                if not isinstance(called, nn.Module) and kinds.kind_of(called):
                     self.left[
                         self.current[1],
                         f"{ast.unparse(inner.func)} in {function.__name__}",
-                        "it stands in a function of its own, outside any module",
+                        "it is called in a function outside any module",
                     ] = None
 
     def _leave(self, node: ast.Call, reason: str) -> None:
         self.left[self.current[1], ast.unparse(node.func), reason] = None
 
-    def _found(
+    def _record(
         self, node: ast.Call, attribute: str | None, kind: str | None, options: dict
     ) -> None:
         place = self.place(node)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
-from . import kinds
-from .choice import Choice
-from .making import Maker, fixed, start_of
+from .grouping import REPEATED
+from .options import FilterFn, Options
+from .planning import ModulePlan, PlannedSite, join, plan_model
 from .report import ConversionReport, Left, Site
 from .rewriting import ActivationSites, rewrite
-from .sites import REPEATED, Plan, Target, plan
-from .source import calls_on_others
+from .rules import staying_in
 
 
 def convert_activations(
@@ -25,53 +24,64 @@ def convert_activations(
     types: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     gates: bool = False,
+    filter_fn: FilterFn | None = None,
 ) -> ConversionReport:
-    """Give a model a learnable activation in every place where it has a fixed one.
+    """Replace a model's fixed activations by learnable ones, in place.
 
-    Every place in the code that calls an activation gets a scalar lambda and kappa of
-    its own, also where the model calls one module from several places or a function
-    such as ``F.relu`` inline. What shares its weights shares its activation: a head
-    that runs once for each feature level, a module that appears twice. Activations
-    that no code calls are left, so that no parameter goes without a gradient.
+    Each place in the code that calls an activation gets a scalar lambda and kappa of
+    its own, also where the model calls one module in several places or a function such
+    as ``F.relu`` inline. What shares its weights shares its activation: a head that
+    runs on each feature level, a module that appears twice. Activations that no code
+    calls are left, so that no parameter goes without a gradient. The keys of all
+    weights stay as they were.
 
-    How it is done: the places are read from the source of the modules' methods. Where
-    an attribute has one place, the activation is set there. Where it has several, or a
-    function is called inline, the attribute becomes an :class:`ActivationSites` with a
-    key for each place, and the module's class a subclass of it in which the calls name
-    their key; nothing is decided while the model runs. It costs a reading of the
-    source, about a second for a detector, and two numbers for each site. The keys of
-    all weights stay as they were.
+    The places are read from the source of the modules' methods, and calls are routed
+    by rewriting it; the package's docstring follows one ReLU on that way. A library can
+    say what its classes mean, and convert some in its own way, by
+    :func:`~apa_mmdet.conversion.rules.add_rules`, as ``apa_mmdet.models`` does for
+    MMDetection: its residual blocks become those of APAResNet.
 
-    Source: mmdet calls; AGLU from Alexandridis et al., ECCV 2024, arXiv 2407.08567.
+    What is decided at the conversion stays decided. Conditions on a module's attributes
+    (``if self.num_branches == 1``) and loops over its layers are evaluated as they are
+    then: set attributes and add layers before. A call through a split attribute that
+    was excluded by such a condition raises a RuntimeError if it runs after all; one of
+    a function such as ``F.relu`` stays fixed. Decorators of a rewritten method are
+    applied anew; variables of enclosing scopes are shared with the original. A pickled
+    converted model needs the source it was converted from; otherwise loading it raises.
+
+    Source: AGLU from Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
     Args:
-        model: Any module; it is changed in place. Convert it before an optimizer, DDP
-            or an averaged copy lists its parameters. A part that has been converted
-            on its own stays as it is.
+        model: Any module. Convert it before an optimizer, DDP or an averaged copy lists
+            its parameters. A part that was converted on its own stays as it is.
         activation: What to put in: ``'AGLU'``, ``'APA'``, a subclass of these, or a
             dict with that as ``type`` and further arguments.
-        init: Starting values. ``'auto'``: as close as possible to what is replaced;
-            see ``kinds.KINDS`` for how close. Otherwise as in ``AGLU(init=...)`` for
-            all sites, or a dict from activation types to that for some. The slope of
-            a LeakyReLU and the bound of a ReLU6 stay; arguments in ``activation``
-            override them.
-        parts: Which parts of the model: names of modules, dotted or not, anywhere in
-            it, or ``'head'`` for every module whose name ends so. By default all.
-            A teacher and its student must be converted alike: their parameters are
-            averaged in order.
-        types: Which activations, of ``kinds.KINDS``. By default all but Hardswish.
-        exclude: Patterns as in ``fnmatch`` of paths to leave, such as
-            ``'backbone.layer1'`` or ``'*.attention*'``; what is below a path goes
-            with it.
+        init: Starting values. ``'auto'``: as close as possible to what is replaced, see
+            ``kinds.KINDS``. Otherwise as in ``AGLU(init=...)`` for all sites, or a dict
+            from activation types to that for some. The slope of a LeakyReLU and the
+            bound of a ReLU6 stay; arguments in ``activation`` override them.
+        parts: Parts of the model to convert: names of modules, dotted or not, anywhere
+            in it, or ``'head'`` for every module whose name ends so. By default all.
+            Convert a teacher and its student alike: their parameters are averaged in
+            order.
+        types: Activation types to convert, of ``kinds.KINDS``. By default all but
+            Hardswish.
+        exclude: Patterns, as in ``fnmatch``, of paths to leave, such as
+            ``'backbone.layer1'`` or ``'*.attention*'``; what is below a path goes with
+            it.
         gates: If True, sigmoid modules become bare APA(1, 1).
+        filter_fn: ``filter_fn(module, path) -> bool``, called with each activation that
+            the other options select and its path in the converted model; False leaves
+            it. For a function called inline, ``module`` is the module that computes it.
 
     Returns:
         The report, which is also kept as ``model.conversion_report``.
 
     Raises:
-        TypeError: If ``model`` is no module or ``activation`` is no APA or AGLU.
-        ValueError: If the model has been converted already, if a part, type or pattern
-            matches nothing, or if ``init`` is no starting value.
+        TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
+            or ``filter_fn`` cannot be called.
+        ValueError: If the model has been converted already, a part, type or pattern
+            matches nothing, or ``init`` is not a starting value.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
@@ -80,17 +90,20 @@ def convert_activations(
             "this model has been converted already; build it anew to convert it with "
             "other options"
         )
-    maker = Maker(activation, init)
-    owners = list(_owners(model))
-    paths = [owner.path_of(target) for owner in owners for target in owner.plan.targets]
-    choice = Choice(model, paths, parts, types, exclude, gates)
+    options = Options(activation, init, parts, types, exclude, gates, filter_fn)
+    plans = plan_model(model)
+    paths = [plan.path_of(site) for plan in plans for site in plan.sites]
+    options.check_names(model, paths)
 
     report = ConversionReport()
-    for owner in owners:
-        _convert(owner, choice, maker, report)
+    staying = staying_in(model)
+    # All is decided before anything changes.
+    chosen = [_choose(plan, options, staying, report) for plan in plans]
+    for plan, sites in zip(plans, chosen):
+        _convert(plan, sites, options, report)
     for module in model.modules():
-        # Stages are frozen while a model is built and again in train(): DDP and the
-        # optimizer, which come in between, must not see what will be frozen.
+        # Stages are frozen while a model is built and again in train(). DDP and the
+        # optimizer, which come in between, must not list what will be frozen.
         freeze = getattr(module, "_freeze_stages", None)
         if callable(freeze) and not inspect.signature(freeze).parameters:
             freeze()
@@ -101,160 +114,117 @@ def convert_activations(
     return report
 
 
-@dataclass
-class _Owner:
-    """A module that calls activations.
-
-    Attributes:
-        module: The module.
-        paths: Its paths in the model, the first of which counts.
-        ancestors: The modules around it, the nearest first.
-        plan: What it calls.
-        unconvertible: Its children that are activations of another family.
-        repeated: Whether it runs more than once in one pass of the model.
-    """
-
-    module: nn.Module
-    paths: list[str]
-    ancestors: tuple[nn.Module, ...]
-    plan: Plan
-    unconvertible: dict[str, str]
-    repeated: bool
-
-    def path_of(self, target: Target) -> str:
-        return _join(self.paths[0], target.attribute, target.key)
-
-
-def _join(*names: str | None) -> str:
-    return ".".join(name for name in names if name)
-
-
-def _owners(model: nn.Module) -> Iterator[_Owner]:
-    """Go through the model once, each module at its first path."""
-    found: dict[int, _Owner] = {}
-    classes = {type(module) for module in model.modules()}
-
-    def is_called_elsewhere(name: str) -> bool:
-        return any(calls_on_others(cls, name) for cls in classes)
-
-    def visit(module: nn.Module, path: str, ancestors: tuple, again: bool) -> None:
-        if id(module) in found:
-            found[id(module)].paths.append(path)
-            return
-        unconvertible = {}
-        inner = []
-        for name, child in module._modules.items():
-            reason = None if child is None else kinds.reason_to_leave(child)
-            if reason is not None:
-                unconvertible[name] = reason
-            elif child is not None and kinds.kind_of(child) is None:
-                inner.append((name, child))
-        own = plan(module, is_called_elsewhere)
-        owner = _Owner(module, [path], ancestors, own, unconvertible, again)
-        found[id(module)] = owner
-        for name, child in inner:
-            repeated = again or name in own.repeated_children
-            visit(child, _join(path, name), (module, *ancestors), repeated)
-
-    visit(model, "", (), False)
-    return iter(found.values())
+def _choose(
+    plan: ModulePlan,
+    options: Options,
+    staying: Mapping[tuple[int, str], str],
+    report: ConversionReport,
+) -> list[PlannedSite]:
+    """Return the sites of a module to convert, and report what is left."""
+    module, path = plan.module, plan.paths[0]
+    whole = [staying.get((id(m), "")) for m in (module, *plan.ancestors)]
+    stays = next(filter(None, whole), None)
+    for name, was, reason in plan.left:
+        report.left.append(Left(join(path, name), was, stays or reason))
+    chosen = []
+    for site in plan.sites:
+        where = plan.path_of(site)
+        name = site.attribute if site.method is None else f"{site.method}()"
+        reason = stays or staying.get((id(module), name))
+        reason = reason or options.reason_to_leave(site, module, where)
+        if not reason:
+            chosen.append(site)
+        else:
+            where = where if site.method is None else join(path, name)
+            report.left.append(Left(where, site.kind, reason))
+    return chosen
 
 
 def _convert(
-    owner: _Owner, choice: Choice, maker: Maker, report: ConversionReport
+    plan: ModulePlan,
+    sites: list[PlannedSite],
+    options: Options,
+    report: ConversionReport,
 ) -> None:
-    module, path = owner.module, owner.paths[0]
-    around = (module, *owner.ancestors)
-    kept = next(filter(None, map(choice.keeps_all_of, around)), None)
-    for name, reason in owner.unconvertible.items():
-        was = type(module._modules[name]).__name__
-        report.left.append(Left(_join(path, name), was, kept or reason))
-    for name, was, reason in owner.plan.left:
-        report.left.append(Left(_join(path, name), was, kept or reason))
-
-    by_attribute: dict[str, list[Target]] = {}
-    chosen = set()
-    for target in owner.plan.targets:
-        by_attribute.setdefault(target.attribute, []).append(target)
-        where = owner.path_of(target)
-        reason = kept or choice.reason_to_leave(module, target, where)
-        if reason:
-            if target.method is not None:
-                where = f"{_join(path, target.method)}()"
-            report.left.append(Left(where, target.kind, reason))
-        else:
-            chosen.add((target.attribute, target.key))
-
-    edits = []
-    for attribute, targets in by_attribute.items():
-        taken = [t for t in targets if (attribute, t.key) in chosen]
-        if not taken:
+    """Put the activations of one module in, and route its calls to them."""
+    if not sites:
+        return
+    module = plan.module
+    activations: dict[int, nn.Module] = {}  # by the id of the planned site
+    for site in plan.sites:
+        if site not in sites:
+            activations[id(site)] = site.fixed_activation()
             continue
-        reference, frozen = _neighbours(owner, attribute)
-        made = {}
-        for target in taken:
-            activation = maker.build(target)
-            if reference is not None:
-                activation.to(reference.device)
-            if frozen:
-                activation.requires_grad_(False)
-            made[target.key] = activation
-            report.sites.append(_site(owner, target, activation))
-        _put_in(module, attribute, targets, made)
-        edits += owner.plan.edits.get(attribute, [])
-    if edits:
-        rewrite(module, edits, owner.plan.jumps)
-    if chosen and getattr(module, "activation_relu_or_gelu", 0):
+        activation = options.build(site)
+        reference, is_frozen = _neighbours(plan, site.attribute)
+        if reference is not None:
+            activation.to(reference.device)
+        if is_frozen:
+            activation.requires_grad_(False)
+        activations[id(site)] = activation
+        report.sites.append(_report_site(plan, site, activation))
+
+    if plan.converter is not None:
+        named = {site.key: activations[id(site)] for site in plan.sites}
+        plan.converter.convert(module, named)
+        return
+    site_calls = []
+    for attribute in dict.fromkeys(site.attribute for site in sites):
+        own = [site for site in plan.sites if site.attribute == attribute]
+        if own[0].key is None:
+            new = activations[id(own[0])]
+        else:
+            new = ActivationSites(f"{type(module).__name__}.{attribute}")
+            new.update({site.key: activations[id(site)] for site in own})
+        vars(module).pop(attribute, None)  # a function such as F.relu
+        module._modules[attribute] = new
+        site_calls += plan.site_calls.get(attribute, [])
+    if site_calls:
+        rewrite(module, site_calls, plan.base_calls)
+    if getattr(module, "activation_relu_or_gelu", 0):
         # torch's TransformerEncoderLayer would compute its own ReLU or GELU in one
         # fused call when it does not train.
         module.activation_relu_or_gelu = 0
 
 
-def _put_in(
-    module: nn.Module, attribute: str, targets: list[Target], made: dict
-) -> None:
-    if None in made:
-        new = made[None]
-    else:
-        old = module._modules.get(attribute) or vars(module).get(attribute)
-        new = ActivationSites(old if old is not None else fixed(targets[0]))
-        for target in targets:
-            new[target.key] = made.get(target.key) or fixed(target)
-    vars(module).pop(attribute, None)  # a function such as F.relu
-    module._modules[attribute] = new
-
-
-def _site(owner: _Owner, target: Target, activation: nn.Module) -> Site:
-    shared = [target.shared] if target.shared else []
-    if owner.repeated and REPEATED not in target.shared:
+def _report_site(plan: ModulePlan, site: PlannedSite, activation: nn.Module) -> Site:
+    shared = [site.shared] if site.shared else []
+    if plan.repeated and REPEATED not in site.shared:
         shared.append(REPEATED)
-    if len(owner.paths) > 1:
-        shared.append(f"also at {', '.join(owner.paths[1:])}")
-    was = target.kind if target.method is None else f"{target.kind}, inline"
+    if len(plan.paths) > 1:
+        shared.append(f"also at {', '.join(plan.paths[1:])}")
     return Site(
-        owner.path_of(target),
-        was,
-        type(activation).__name__,
-        start_of(activation),
-        "; ".join(shared),
+        path=plan.path_of(site),
+        was=site.kind if site.method is None else f"{site.kind}, inline",
+        becomes=type(activation).__name__,
+        start=_start_of(activation),
+        shared="; ".join(shared),
     )
 
 
-def _neighbours(owner: _Owner, attribute: str) -> tuple[nn.Parameter | None, bool]:
+def _start_of(activation: nn.Module) -> str:
+    lam, kappa = (
+        f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        for low, high in activation._ranges
+    )
+    return f"lambda {lam}, kappa {kappa}"
+
+
+def _neighbours(plan: ModulePlan, attribute: str) -> tuple[nn.Parameter | None, bool]:
     """Return a parameter from beside an activation, and whether all of them are frozen.
 
-    Those of the layers registered before it in its module count; if there are none,
-    those of the whole module, or of the nearest one around it that has any.
+    Those of the layers registered before it in its module count; without any, those of
+    the whole module, or of the nearest module around it that has any.
     """
     before: list[nn.Parameter] = []
-    for name, child in owner.module._modules.items():
+    for name, child in plan.module._modules.items():
         if name == attribute:
             break
         if child is not None:
             before += _parameters(child)
-    if attribute not in owner.module._modules:
+    if attribute not in plan.module._modules:
         before = []
-    for around in (owner.module, *owner.ancestors):
+    for around in (plan.module, *plan.ancestors):
         before = before or _parameters(around)
     reference = before[0] if before else None
     return reference, bool(before) and not any(p.requires_grad for p in before)

@@ -1,9 +1,23 @@
-"""Which activations can become AGLU, where each starts, and which are left alone."""
+"""The kinds of activation that AGLU can replace, and the activations that stay.
+
+To add a kind:
+
+1. Add an entry to ``KINDS``: torch's module, AGLU's starting values, and the functions
+   and tensor methods that compute it. If the kind has an argument that AGLU must keep
+   (a slope, an upper bound), name it in ``options``; AGLU's own arguments are in
+   ``apa_mmdet/layers/activation.py``.
+2. Remove its entry in ``_NO_COUNTERPART`` or ``_STAYING_MODULES``, if it has one.
+3. Add its largest difference at the start to
+   ``test_how_far_the_start_is_from_what_it_replaces`` in
+   ``tests/test_conversion/test_convert.py``, and a row to the table of kinds in
+   ``docs/conversion.md``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,156 +26,119 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Kind:
-    """An activation that AGLU can take the place of.
+    """A kind of activation that AGLU can replace.
 
     Attributes:
+        module: torch's module of this kind. A composite or derived class may do more,
+            so only the exact type counts.
         init: AGLU's starting values, as in ``AGLU(init=...)``.
-        apart: How far the start is from what it replaces: the largest difference
-            over all inputs, with its cause.
-        options: Further arguments of AGLU, from the module's attributes.
-        by_default: Whether it is converted without being named in ``types``.
-        reason: If not, why.
+        functions: Functions that compute it.
+        methods: Tensor methods that compute it.
+        aliases: Qualified names of other libraries' modules of this kind.
+        options: Further arguments of AGLU: a value, or the name of the module's
+            attribute that holds it.
+        why_not: Why it is left unless ``types`` names it; "" if it is not.
     """
 
+    module: type[nn.Module]
     init: str | dict
-    apart: str = "none"
+    functions: tuple[Callable, ...] = ()
+    methods: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     options: dict[str, str | float] = field(default_factory=dict)
-    by_default: bool = True
-    reason: str = ""
+    why_not: str = ""
 
 
-# The starts of Mish and Hardswish minimise the largest difference over lam and kappa;
-# GELU's is the usual one, which is nearest in the mean for inputs of unit variance.
+# The starts of Mish and Hardswish minimise the largest difference over lam and kappa.
+# GELU's is the usual one, the nearest on average for inputs of unit variance.
 KINDS: dict[str, Kind] = {
-    "SiLU": Kind("silu"),
-    "ReLU": Kind("relu", "0.0056 near 0, where AGLU is smooth"),
-    "ReLU6": Kind(
-        "relu", "0.0056 near 0, where AGLU is smooth", options={"max_value": 6.0}
-    ),
-    "LeakyReLU": Kind(
+    "SiLU": Kind(nn.SiLU, "silu", (F.silu,), aliases=("mmcv.cnn.bricks.swish.Swish",)),
+    "ReLU": Kind(
+        nn.ReLU,
         "relu",
-        "0.0056 near 0, where AGLU is smooth",
+        (F.relu, F.relu_, torch.relu, torch.relu_),
+        methods=("relu", "relu_"),
+    ),
+    "ReLU6": Kind(nn.ReLU6, "relu", (F.relu6,), options={"max_value": 6.0}),
+    "LeakyReLU": Kind(
+        nn.LeakyReLU,
+        "relu",
+        (F.leaky_relu, F.leaky_relu_),
         options={"negative_slope": "negative_slope"},
     ),
-    "GELU": Kind("gelu", "0.0203, a logistic gate for the Gaussian one"),
-    "Mish": Kind({"lam": 2.2, "kappa": 1.9}, "0.017, tanh(softplus) is no APA"),
+    "GELU": Kind(
+        nn.GELU, "gelu", (F.gelu,), aliases=("mmcv.cnn.bricks.activation.GELU",)
+    ),
+    "Mish": Kind(nn.Mish, {"lam": 2.2, "kappa": 1.9}, (F.mish,)),
     "Hardswish": Kind(
+        nn.Hardswish,
         {"lam": 1.0, "kappa": 1.048},
-        "0.124, no smooth gate meets the clipped ramp",
-        by_default=False,
-        reason="Hardswish is no member of AGLU's family: the closest start, (1, 1.048),"
-        " is off by up to 0.124; name it in types to convert it all the same",
+        (F.hardswish,),
+        aliases=("mmcv.cnn.bricks.hswish.HSwish",),
+        why_not="AGLU comes no nearer to Hardswish than 0.124, at (1, 1.048); name it "
+        "in types to convert it nevertheless",
     ),
 }
+GATE = "Sigmoid"  # not a Kind: APA replaces it, and only if gates=True
+DEFAULT_SLOPE = 0.01  # of torch's leaky_relu
 
-# An exact type or function each: composite activations hold others inside.
-MODULES: dict[type, str] = {
-    nn.ReLU: "ReLU",
-    nn.ReLU6: "ReLU6",
-    nn.LeakyReLU: "LeakyReLU",
-    nn.SiLU: "SiLU",
-    nn.GELU: "GELU",
-    nn.Mish: "Mish",
-    nn.Hardswish: "Hardswish",
-}
-FUNCTIONS: dict[Callable, str] = {
-    F.relu: "ReLU",
-    F.relu_: "ReLU",
-    torch.relu: "ReLU",
-    torch.relu_: "ReLU",
-    F.relu6: "ReLU6",
-    F.leaky_relu: "LeakyReLU",
-    F.leaky_relu_: "LeakyReLU",
-    F.silu: "SiLU",
-    F.gelu: "GELU",
-    F.mish: "Mish",
-    F.hardswish: "Hardswish",
-}
-METHODS = {"relu": "ReLU", "relu_": "ReLU"}
-_BY_NAME = {
-    "mmcv.cnn.bricks.swish.Swish": "SiLU",
-    "mmcv.cnn.bricks.hswish.HSwish": "Hardswish",
-    "mmcv.cnn.bricks.activation.GELU": "GELU",
-}
-
-DEFAULT_SLOPE = 0.01  # torch's, of leaky_relu
-GATE = "Sigmoid"
-_NO_MEMBER = "no member of AGLU's family comes near {}"
 _HARD_GATE = (
-    "a hard sigmoid reaches 0 and 1, which APA does only in the limit, so the gate "
-    "could not start equal"
+    "a hard sigmoid reaches 0 and 1, APA only in the limit, so the gate could not "
+    "start equal to it"
 )
-_LEFT_MODULES: dict[type, str] = {
+_NO_COUNTERPART: tuple[type[nn.Module] | Callable, ...] = (
+    *(nn.ELU, nn.CELU, nn.SELU, nn.RReLU, nn.Softplus, nn.Softsign, nn.Tanh),
+    *(nn.Hardtanh, nn.GLU, nn.Threshold, nn.LogSigmoid),
+    *(F.elu, F.elu_, F.celu, F.selu, F.rrelu, F.glu, F.hardtanh),
+)
+_STAYING: dict[Any, str] = {
     nn.PReLU: "PReLU has a weight of its own in every checkpoint",
     nn.Hardsigmoid: _HARD_GATE,
+    "mmcv.cnn.bricks.hsigmoid.HSigmoid": _HARD_GATE,
     **{
-        module: _NO_MEMBER.format(module.__name__)
-        for module in (nn.ELU, nn.CELU, nn.SELU, nn.RReLU, nn.Softplus, nn.Softsign)
-        + (nn.Tanh, nn.Hardtanh, nn.GLU, nn.Threshold, nn.LogSigmoid)
+        activation: f"no AGLU comes near {activation.__name__}"
+        for activation in _NO_COUNTERPART
     },
 }
-_LEFT_FUNCTIONS: dict[Callable, str] = {
-    function: _NO_MEMBER.format(function.__name__)
-    for function in (F.elu, F.elu_, F.celu, F.selu, F.rrelu, F.glu, F.hardtanh)
+
+_KIND_OF: dict[Any, str] = {
+    key: name
+    for name, kind in KINDS.items()
+    for key in (kind.module, *kind.aliases, *kind.functions)
 }
-_LEFT_BY_NAME = {"mmcv.cnn.bricks.hsigmoid.HSigmoid": _HARD_GATE}
-
-# Activations whose meaning is not that of a feature, by class (or a base class of it):
-# the path of the module below it, or the method that calls a function inline.
-_DISTANCE = "its output is a distance, which must not be negative"
-_DYNAMIC = "it lies between convolutions whose weights are predicted per instance"
-_EXTRA = "it precedes the neck's extra convolutions, after the features have left"
-_TEXT = "a text model"
-NOT_FEATURES: dict[str, dict[str, str]] = {
-    "FSAFHead": {"relu": _DISTANCE},
-    "RTMDetInsSepBNHead": {"forward()": _DISTANCE},
-    "RTMDetInsHead": {"_mask_predict_by_feat_single()": _DYNAMIC},
-    "CondInstMaskHead": {"dynamic_conv_forward()": _DYNAMIC},
-    "YOLACTProtonet": {"protonet.-1": "its outputs are prototypes, never negative"},
-    "FPN": {"forward()": _EXTRA},
-    "FPN_DropBlock": {"forward()": _EXTRA},
-    "PAFPN": {"forward()": _EXTRA},
-    "DyConv": {"attnconv.-1": "it is half of a hard-sigmoid gate"},
-    "GLIP": {"language_model": _TEXT},
-    "GroundingDINO": {"language_model": _TEXT},
-}
+_KIND_OF[nn.Sigmoid] = GATE
+KIND_OF_METHOD = {m: name for name, kind in KINDS.items() for m in kind.methods}
+# Of every function that is an activation, converted or not.
+FUNCTION_NAMES = tuple(
+    sorted(
+        {
+            key.__name__
+            for key in (*_KIND_OF, *_STAYING)
+            if callable(key) and not isinstance(key, type)
+        }
+    )
+)
 
 
-def _qualified(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def kind_of(activation: nn.Module | Callable) -> str | None:
+    """Return the kind of a module or function, ``GATE`` for a sigmoid; None if none."""
+    return _look_up(_KIND_OF, activation)
 
 
-def kind_of(module: nn.Module) -> str | None:
-    """Return the kind of a convertible activation or gate, else None."""
-    if type(module) is nn.Sigmoid:
-        return GATE
-    return MODULES.get(type(module)) or _BY_NAME.get(_qualified(module))
-
-
-def kind_of_function(function: Callable) -> str | None:
-    """Return the kind of a function that is an activation, else None."""
-    return _get(FUNCTIONS, function)
-
-
-def reason_to_leave_function(function: Callable) -> str | None:
-    """Return why an inline activation cannot be converted, None if it is none."""
-    return _get(_LEFT_FUNCTIONS, function)
-
-
-def _get(table: dict[Callable, str], function: Callable) -> str | None:
-    try:
-        return table.get(function)
-    except TypeError:  # it has no hash
-        return None
-
-
-def reason_to_leave(module: nn.Module) -> str | None:
-    """Return why an activation of this type cannot be converted, None if it is none."""
-    if isinstance(module, torch.jit.ScriptModule):
+def reason_to_leave(activation: nn.Module | Callable) -> str | None:
+    """Return why an activation cannot be converted; None if it can or is not one."""
+    if isinstance(activation, torch.jit.ScriptModule):
         return "TorchScript has compiled it"
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+    if isinstance(activation, (nn.RNNBase, nn.RNNCellBase)):
         return "torch computes its activations within one operation"
-    return _LEFT_MODULES.get(type(module)) or _LEFT_BY_NAME.get(_qualified(module))
+    return _look_up(_STAYING, activation)
 
 
-INLINE_NAMES = tuple(sorted({f.__name__ for f in (*FUNCTIONS, *_LEFT_FUNCTIONS)}))
+def _look_up(table: dict[Any, str], activation: nn.Module | Callable) -> str | None:
+    if isinstance(activation, nn.Module):
+        cls = type(activation)
+        return table.get(cls) or table.get(f"{cls.__module__}.{cls.__qualname__}")
+    try:
+        return None if isinstance(activation, type) else table.get(activation)
+    except TypeError:  # not hashable
+        return None

@@ -1,4 +1,4 @@
-"""What a conversion has put in and what it has left."""
+"""What a conversion has made learnable and what it has left."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Site:
-    """An activation that was put in.
+    """An activation that became learnable.
 
     Attributes:
-        path: Where it is in the model; its parameters' keys begin with it.
+        path: Its path in the model; its parameters' keys begin with it.
         was: The activation it replaced.
-        becomes: What it is now.
+        becomes: The activation's type now.
         start: Its starting values.
         shared: Why more than one call leads to it, or "".
         trainable: Whether its parameters take a gradient.
@@ -31,12 +31,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Left:
-    """An activation that stays as it was.
+    """An activation that was left as it was.
 
     Attributes:
-        path: Where it is; a method's name with ``()`` for a function called inline.
+        path: Its path; a method's name with ``()`` for a function called inline.
         was: The activation.
-        reason: Why it stays.
+        reason: Why it was left.
     """
 
     path: str
@@ -63,13 +63,13 @@ class ConversionReport:
             for site in self.sites:
                 start = site.start + ("" if site.trainable else ", frozen")
                 rows.append((site.path, site.was, site.becomes, start, site.shared))
-            lines += ["", *_aligned(rows)]
+            lines += ["", *aligned(rows)]
         if self.left:
-            lines += ["", *_aligned([("left", "is", "reason"), *self._left_rows()])]
+            lines += ["", *aligned([("left", "is", "reason"), *self._left_rows()])]
         return "\n".join(lines)
 
     def _left_rows(self) -> list[tuple[str, str, str]]:
-        """One row for each reason, with the first few paths."""
+        """Return the first few paths for each activation and reason."""
         alike: dict[tuple[str, str], list[str]] = {}
         for left in self.left:
             alike.setdefault((left.was, left.reason), []).append(left.path)
@@ -82,7 +82,8 @@ class ConversionReport:
         return rows
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()

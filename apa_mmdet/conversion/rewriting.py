@@ -1,8 +1,8 @@
 """Subclasses whose methods call one activation per site.
 
-A module that calls one activation from several places, or a function inline, becomes an
-instance of a subclass made for it. Its methods are those of the original class,
-compiled anew from their source with the call expressions replaced; lines and file names
+A module that calls one activation in several places, or a function inline, becomes an
+instance of a subclass made for it. The subclass's methods are the original ones,
+compiled anew from their source with the call expressions replaced. Lines and file names
 stay, so tracebacks and debuggers show the original code.
 """
 
@@ -13,148 +13,203 @@ import copy
 import inspect
 from collections.abc import Iterable
 from functools import cache
-from types import FunctionType
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NoReturn
 
 from torch import nn
 
-from .call_sites import Jump
-from .sites import Edit
-from .source import methods, syntax
-from .walking import position
+from .edits import BaseCall, Place, SiteCall, position
+from .source import digest, methods, syntax
 
 
 class ActivationSites(nn.ModuleDict):
-    """The activations that stand in for one, a key for each site.
-
-    Code that has not been rewritten may still call the whole; it then gets the
-    activation that was there before.
+    """The activations of one attribute, a key for each site that calls it.
 
     Args:
-        replaced: That activation.
+        name: The class and the attribute, for messages.
     """
 
-    def __init__(self, replaced: Any) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self._replaced = (replaced,)  # not a child: it has no place in the keys
+        self._name = name
 
-    def forward(self, x: Any) -> Any:
-        """Return the replaced activation of ``x``."""
-        return self._replaced[0](x)
+    def forward(self, *args: Any) -> NoReturn:
+        """Refuse a call that was not routed to one of the sites.
 
-
-_MIXINS: dict[type, type] = {}
-
-
-def extend(base: type, mixin: type) -> None:
-    """Give instances of exactly ``base`` that are rewritten a mixin on top.
-
-    Its methods may call the rewritten ones by ``super()``.
-    """
-    _MIXINS[base] = mixin
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(
+            f"this call of {self._name} has no site: it is outside the module's own "
+            f"methods, or a condition excluded it when the model was converted. Set "
+            f"the module's attributes before the conversion, call one of the sites "
+            f"{list(self)}, or exclude this activation from the conversion"
+        )
 
 
-def rewrite(module: nn.Module, edits: Iterable[Edit], jumps: Iterable[Jump]) -> None:
+def rewrite(
+    module: nn.Module, site_calls: Iterable[SiteCall], base_calls: Iterable[BaseCall]
+) -> None:
     """Route the calls of one module to its sites, by changing its class."""
-    module.__class__ = _subclass(type(module), frozenset(edits), frozenset(jumps))
+    cls = _subclass(type(module), frozenset(site_calls), frozenset(base_calls))
+    module.__class__ = cls
+
+
+def is_rewritten(module: nn.Module) -> bool:
+    """Tell whether a module's class was made by :func:`rewrite`."""
+    return "_made_from" in vars(type(module))
 
 
 @cache
-def _subclass(base: type, edits: frozenset[Edit], jumps: frozenset[Jump]) -> type:
+def _subclass(
+    base: type, site_calls: frozenset[SiteCall], base_calls: frozenset[BaseCall]
+) -> type:
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__reduce_ex__": _reduce,
-        "_made_from": (base, edits, jumps),
+        "_made_from": (base, site_calls, base_calls, digest(base)),
     }
-    effective = methods(base)
+    names = {(owner, name): name for name, (owner, _) in methods(base).items()}
     # A base class's version, which a super() call runs, needs a name of its own.
-    named = {(owner, name): name for name, (owner, _) in effective.items()}
-    for jump in jumps:
-        alias = f"_{jump.target.__name__.lstrip('_')}_{jump.method}"
-        named.setdefault((jump.target, jump.method), alias)
-    places = [edit.place for edit in edits] + [jump.place for jump in jumps]
-    for owner, method in {(place.owner, place.method) for place in places}:
-        function = vars(owner)[method]
-        namespace[named[owner, method]] = _rewritten(
+    for call in base_calls:
+        alias = f"_{call.base.__name__.lstrip('_')}_{call.method}"
+        names.setdefault((call.base, call.method), alias)
+    for owner, method in {
+        (call.place.owner, call.place.method) for call in site_calls | base_calls
+    }:
+        namespace[names[owner, method]] = _rewritten(
             owner,
-            function,
-            [e for e in edits if (e.place.owner, e.place.method) == (owner, method)],
+            method,
             {
-                jump.place.position: (named[jump.target, jump.method], jump.names_class)
-                for jump in jumps
-                if (jump.place.owner, jump.place.method) == (owner, method)
+                c
+                for c in site_calls
+                if (c.place.owner, c.place.method) == (owner, method)
+            },
+            {
+                call: names[call.base, call.method]
+                for call in base_calls
+                if (call.place.owner, call.place.method) == (owner, method)
             },
         )
-    for jump in jumps:  # what needed no rewriting
-        alias = named[jump.target, jump.method]
-        namespace.setdefault(alias, vars(jump.target)[jump.method])
-    made = type(base.__name__, (base,), namespace)
-    if base not in _MIXINS:
-        return made
-    kept = ("__module__", "__qualname__", "__doc__", "__reduce_ex__", "_made_from")
-    return type(
-        base.__name__, (_MIXINS[base], made), {name: namespace[name] for name in kept}
-    )
+    for call in base_calls:  # versions that needed no rewriting
+        alias = names[call.base, call.method]
+        namespace.setdefault(alias, vars(call.base)[call.method])
+    return type(base.__name__, (base,), namespace)
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple:
     return _revive, type(self)._made_from, self.__dict__
 
 
-def _revive(base: type, edits: frozenset[Edit], jumps: frozenset[Jump]) -> nn.Module:
-    cls = _subclass(base, edits, jumps)
+def _revive(
+    base: type,
+    site_calls: frozenset[SiteCall],
+    base_calls: frozenset[BaseCall],
+    source: str,
+) -> nn.Module:
+    """Return an empty instance of the class that was pickled."""
+    if digest(base) != source:
+        raise _changed(base, *{call.place.method for call in site_calls})
+    cls = _subclass(base, site_calls, base_calls)
     return cls.__new__(cls)
 
 
-def _rewritten(
-    owner: type, function: FunctionType, edits: list[Edit], jumps: dict
-) -> FunctionType:
-    definition = copy.deepcopy(syntax(function))
-    definition = _Rewriter(owner, definition.args.args[0].arg, edits, jumps).visit(
-        definition
+def _changed(owner: type, *methods: str) -> RuntimeError:
+    return RuntimeError(
+        f"{' and '.join(sorted(methods))}() of {owner.__module__}."
+        f"{owner.__qualname__} is not what it was when this model was converted: the "
+        f"source of the class has changed, or another release of it is installed. "
+        f"Build the model anew, convert it, and load a state_dict; a pickled "
+        f"converted model is bound to the source it was made from"
     )
-    inner = inspect.unwrap(function)
-    # A function around it holds what the original finds in its enclosing scopes.
-    outer = ast.parse("def _enclosing(): pass").body[0]
-    outer.args.args = [
-        ast.arg(name)
-        for name in dict.fromkeys(("__class__", *inner.__code__.co_freevars))
-    ]
-    outer.body = [definition, ast.Return(ast.Name(definition.name, ast.Load()))]
-    tree = ast.fix_missing_locations(ast.Module([outer], []))
-    code = compile(tree, inspect.getsourcefile(inner), "exec")
-    scope: dict[str, Any] = {}
-    exec(code, inner.__globals__, scope)  # noqa: S102
-    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or ()))
-    values = {name: cell.cell_contents for name, cell in cells.items()}
-    made = scope["_enclosing"](**{"__class__": owner, **values})
-    made.__qualname__ = function.__qualname__
-    inspect.unwrap(made).__defaults__ = inner.__defaults__
-    inspect.unwrap(made).__kwdefaults__ = inner.__kwdefaults__
-    return made
 
 
-def _key(slot: str | None, counters: list[str]) -> ast.JoinedStr:
-    """Return the expression of a key: slot and passes, joined by underscores."""
-    parts: list[ast.expr] = [] if slot is None else [ast.Constant(slot)]
-    for counter in counters:
-        if parts:
-            parts.append(ast.Constant("_"))
-        parts.append(ast.FormattedValue(ast.Name(counter, ast.Load()), -1, None))
-    return ast.JoinedStr(parts)
+def _rewritten(
+    owner: type,
+    method: str,
+    site_calls: set[SiteCall],
+    base_calls: dict[BaseCall, str],
+) -> FunctionType:
+    """Return a method with its calls replaced.
+
+    It shares the original's globals, defaults and enclosing scopes; decorators are
+    applied to it anew.
+    """
+    function = vars(owner).get(method)
+    definition = copy.deepcopy(syntax(function)) if callable(function) else None
+    if definition is None:
+        raise _changed(owner, method)
+    decorators, definition.decorator_list = definition.decorator_list, []
+    rewriter = _Rewriter(owner, definition.args.args[0].arg, site_calls, base_calls)
+    definition = rewriter.visit(definition)
+    if rewriter.missing():
+        raise _changed(owner, method)
+
+    original = inspect.unwrap(function)
+    path = inspect.getsourcefile(original)
+    # Within a function that has their names, the enclosing scopes' variables are free.
+    enclosing = ast.parse("def _enclosing(): pass").body[0]
+    enclosing.args.args = [ast.arg(name) for name in original.__code__.co_freevars]
+    enclosing.body = [definition]
+    tree = ast.fix_missing_locations(ast.Module([enclosing], []))
+    code = _inner_code(_inner_code(compile(tree, path, "exec")))
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or ()))
+    new: Any = FunctionType(
+        code,
+        original.__globals__,
+        original.__name__,
+        original.__defaults__,
+        tuple(cells[name] for name in code.co_freevars),
+    )
+    new.__kwdefaults__ = original.__kwdefaults__
+    new.__qualname__ = original.__qualname__
+    for decorator in reversed(decorators):
+        apply = compile(ast.Expression(decorator), path, "eval")
+        new = eval(apply, original.__globals__)(new)  # noqa: S307
+    return new
+
+
+def _inner_code(code: CodeType) -> CodeType:
+    """Return the code of the only function that some code defines."""
+    return next(c for c in code.co_consts if isinstance(c, CodeType))
 
 
 class _Rewriter(ast.NodeTransformer):
-    def __init__(self, owner: type, self_name: str, edits: list[Edit], jumps: dict):
+    """Replaces calls in a method.
+
+    Args:
+        owner: The class that defines the method.
+        self_name: The method's name for the module.
+        site_calls: The calls to route to a site.
+        base_calls: The calls of base classes' versions, with the new method's name.
+    """
+
+    def __init__(
+        self,
+        owner: type,
+        self_name: str,
+        site_calls: set[SiteCall],
+        base_calls: dict[BaseCall, str],
+    ) -> None:
         self.owner = owner.__name__.lstrip("_")
         self.self_name = self_name
-        self.edits = {edit.place.position: edit for edit in edits}
-        self.jumps = jumps
-        loops = dict.fromkeys(loop.position for edit in edits for loop in edit.loops)
-        self.counters = {loop: f"_pass_{i}" for i, loop in enumerate(loops)}
+        self.site_calls = {call.place.position: call for call in site_calls}
+        self.base_calls = {
+            call.place.position: (name, call.by_name)
+            for call, name in base_calls.items()
+        }
+        loops: dict[Place, None] = dict.fromkeys(
+            loop for call in site_calls for loop in call.loops
+        )
+        self.counters = {loop.position: f"_pass_{i}" for i, loop in enumerate(loops)}
+        self.pending = {*self.site_calls, *self.base_calls, *self.counters}
         self.is_outermost = True
+
+    def missing(self) -> bool:
+        """Tell whether a call or loop was not in the method."""
+        return bool(self.pending)
 
     def _self(self) -> ast.Name:
         return ast.Name(self.self_name, ast.Load())
@@ -162,7 +217,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         if self.is_outermost:
             self.is_outermost = False
-            # Evaluated already; the defaults are taken over from the original.
+            # Already evaluated; the new function takes the original's values.
             node.args.defaults = [ast.Constant(None) for _ in node.args.defaults]
             node.args.kw_defaults = [
                 default and ast.Constant(None) for default in node.args.kw_defaults
@@ -176,17 +231,19 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.Call:
         here = position(node)
         self.generic_visit(node)
-        if here in self.jumps:
-            alias, names_class = self.jumps[here]
-            node.func = ast.Attribute(self._self(), alias, ast.Load())
-            node.args = node.args[1:] if names_class else node.args
-        edit = self.edits.get(here)
-        if edit is None:
+        if here in self.base_calls:
+            self.pending.discard(here)
+            name, by_name = self.base_calls[here]
+            node.func = ast.Attribute(self._self(), name, ast.Load())
+            node.args = node.args[1:] if by_name else node.args
+        site = self.site_calls.get(here)
+        if site is None:
             return node
-        called: ast.expr = ast.Attribute(self._self(), edit.attribute, ast.Load())
-        counters = [self.counters[loop.position] for loop in edit.loops]
-        if edit.slot is not None or counters:
-            called = ast.Subscript(called, _key(edit.slot, counters), ast.Load())
+        self.pending.discard(here)
+        called: ast.expr = ast.Attribute(self._self(), site.attribute, ast.Load())
+        counters = [self.counters[loop.position] for loop in site.loops]
+        if site.number is not None or counters:
+            called = ast.Subscript(called, _key(site.number, counters), ast.Load())
         given = node.args[:1] or [
             keyword.value for keyword in node.keywords if keyword.arg == "input"
         ]
@@ -194,24 +251,23 @@ class _Rewriter(ast.NodeTransformer):
             given = [node.func.value]
         return ast.Call(called, given, [])
 
-    def _counted(self, node: ast.For | ast.comprehension, here: tuple) -> None:
-        if here in self.counters:
-            counter = ast.Name(self.counters[here], ast.Store())
-            node.target = ast.Tuple([counter, node.target], ast.Store())
-            node.iter = ast.Call(ast.Name("enumerate", ast.Load()), [node.iter], [])
-
     def visit_For(self, node: ast.For) -> ast.For:
-        here = position(node)
-        self.generic_visit(node)
-        self._counted(node, here)
-        return node
+        return self._count(node, position(node))
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.comprehension:
-        here = position(node.iter)
-        self.generic_visit(node)
-        self._counted(node, here)
-        return node
+        return self._count(node, position(node.iter))
 
+    def _count(self, loop: Any, here: tuple) -> Any:
+        """Number the passes of a loop, if keys need them."""
+        self.generic_visit(loop)
+        if here in self.counters:
+            self.pending.discard(here)
+            counter = ast.Name(self.counters[here], ast.Store())
+            loop.target = ast.Tuple([counter, loop.target], ast.Store())
+            loop.iter = ast.Call(ast.Name("enumerate", ast.Load()), [loop.iter], [])
+        return loop
+
+    # Compiled outside its class, private names are not mangled.
     def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
         self.generic_visit(node)
         node.attr = self._mangled(node.attr)
@@ -225,3 +281,13 @@ class _Rewriter(ast.NodeTransformer):
     def _mangled(self, name: str) -> str:
         private = name.startswith("__") and not name.endswith("__")
         return f"_{self.owner}{name}" if private else name
+
+
+def _key(number: str | None, counters: list[str]) -> ast.JoinedStr:
+    """Return the expression of a key: number and passes, joined by underscores."""
+    parts: list[ast.expr] = [] if number is None else [ast.Constant(number)]
+    for counter in counters:
+        if parts:
+            parts.append(ast.Constant("_"))
+        parts.append(ast.FormattedValue(ast.Name(counter, ast.Load()), -1, None))
+    return ast.JoinedStr(parts)

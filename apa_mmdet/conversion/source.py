@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import hashlib
 import inspect
 import linecache
 from collections.abc import Callable
@@ -12,24 +13,24 @@ from types import FunctionType
 
 from torch import nn
 
-# Read although it is torch's own: it takes its activation as a function.
+# Read although it is torch's own, because it takes its activation as a function.
 _READ_IN_TORCH = "torch.nn.modules.transformer"
 
 
 @cache
 def _functions_of_file(path: str) -> dict[tuple[str, int], ast.FunctionDef]:
     tree = ast.parse("".join(linecache.getlines(path)))
-    found = {}
+    functions = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno] + [d.lineno for d in node.decorator_list])
-            found[node.name, first] = node
-    return found
+            functions[node.name, first] = node
+    return functions
 
 
 @cache
 def syntax(function: Callable) -> ast.FunctionDef | None:
-    """Return the syntax tree of a function, None if its source is not to be had.
+    """Return the syntax tree of a function, None if its source is unavailable.
 
     Lines and columns are those of the file. The tree is shared: copy it to change it.
     """
@@ -40,49 +41,48 @@ def syntax(function: Callable) -> ast.FunctionDef | None:
         nodes = _functions_of_file(path)
     except (OSError, TypeError, SyntaxError):
         return None
-    found = nodes.get((inner.__code__.co_name, inner.__code__.co_firstlineno))
-    for decorator in found.decorator_list if found is not None else ():
-        names = (node.id for node in ast.walk(decorator) if isinstance(node, ast.Name))
+    node = nodes.get((inner.__code__.co_name, inner.__code__.co_firstlineno))
+    for decorator in node.decorator_list if node is not None else ():
+        names = (n.id for n in ast.walk(decorator) if isinstance(n, ast.Name))
         if not all(
             name in inner.__globals__ or hasattr(builtins, name) for name in names
         ):
             return None  # it could not be applied to a changed version
-    return found
+    return node
 
 
 @cache
 def readable_classes(cls: type) -> tuple[type, ...]:
-    """Return the classes, in the order of resolution, whose methods are read."""
+    """Return the classes whose methods are read, in method resolution order."""
     return tuple(
         klass
         for klass in cls.__mro__
         if klass is not object
-        and (not klass.__module__.startswith("torch.") or _is_read_in_torch(klass))
+        and (
+            not klass.__module__.startswith("torch.")
+            or klass.__module__ == _READ_IN_TORCH
+        )
     )
-
-
-def _is_read_in_torch(klass: type) -> bool:
-    return klass.__module__ == _READ_IN_TORCH
 
 
 @cache
 def methods(cls: type) -> dict[str, tuple[type, FunctionType]]:
     """Return the methods that an instance would run, with the class of each."""
-    found: dict[str, tuple[type, FunctionType]] = {}
+    by_name: dict[str, tuple[type, FunctionType]] = {}
     hidden = set()
     for klass in cls.__mro__:
         for name, value in vars(klass).items():
             if klass in readable_classes(cls) and isinstance(value, FunctionType):
                 if name not in hidden:
-                    found.setdefault(name, (klass, value))
+                    by_name.setdefault(name, (klass, value))
             hidden.add(name)
-    return found
+    return by_name
 
 
 def inherited(cls: type, after: type, name: str) -> tuple[type, FunctionType] | None:
     """Return what ``super().name`` in class ``after`` runs on an instance of ``cls``.
 
-    None where that is torch's, or no function.
+    None if that is one of torch's methods, or not a function.
     """
     mro = cls.__mro__
     for klass in mro[mro.index(after) + 1 :]:
@@ -96,10 +96,17 @@ def inherited(cls: type, after: type, name: str) -> tuple[type, FunctionType] | 
 
 @cache
 def mentions(cls: type, words: tuple[str, ...]) -> bool:
-    """Tell whether the source of a class or of its bases holds one of these words."""
+    """Tell whether the source of a class or of its bases contains one of the words."""
     return any(
         word in text for text in map(_text, readable_classes(cls)) for word in words
     )
+
+
+@cache
+def digest(cls: type) -> str:
+    """Return a hash of the source of a class and of its bases."""
+    text = "".join(map(_text, readable_classes(cls)))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -112,7 +119,7 @@ def _text(cls: type) -> str:
 
 @cache
 def calls_on_others(cls: type, name: str) -> bool:
-    """Tell whether a method of a class calls ``other.name(x)``, other than self."""
+    """Tell whether a method of a class calls ``name(x)`` on anything but ``self``."""
     if not mentions(cls, (f".{name}(",)):
         return False
     for _, function in methods(cls).values():
@@ -140,8 +147,3 @@ def is_container(module: nn.Module) -> bool:
         nn.ModuleList.forward,
         nn.ModuleDict.forward,
     ) and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-
-
-def is_rewritten(module: nn.Module) -> bool:
-    """Tell whether a module's class is one that ``rewriting`` made."""
-    return "_made_from" in vars(type(module))

@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import check_files, set_data_root
-from ..models.published import weights_of
+from ..models.published_checkpoints import weights_of
 from .checkpoint import read_checkpoint
 
 

@@ -7,38 +7,46 @@ from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-_DROPOUT = 0.1
-
-
-def _hidden_channels(in_channels: int, ratio: int, owner: str) -> int:
-    if ratio < 1 or in_channels < ratio:
-        raise ValueError(
-            f"{owner}(in_channels={in_channels}, ratio={ratio}), expected "
-            f"1 <= ratio <= in_channels; lower ratio"
-        )
-    return in_channels // ratio
-
 
 def _is_apa(gate_cfg: dict) -> bool:
     return gate_cfg["type"] == "APA"
 
 
+def _norm_and_mlp(
+    in_channels: int, ratio: int, gate_cfg: dict, bias: bool
+) -> tuple[nn.Module, nn.Sequential]:
+    """Return what precedes a channel gate; norm and dropout belong to APA only."""
+    if not 1 <= ratio <= in_channels:
+        raise ValueError(
+            f"in_channels={in_channels}, ratio={ratio}: expected "
+            f"1 <= ratio <= in_channels; lower ratio"
+        )
+    adaptive = _is_apa(gate_cfg)
+    mlp = nn.Sequential(
+        nn.Linear(in_channels, in_channels // ratio, bias),
+        nn.ReLU(inplace=True),
+        nn.Linear(in_channels // ratio, in_channels, bias),
+        nn.Dropout(0.1) if adaptive else nn.Identity(),
+    )
+    return nn.LayerNorm(in_channels) if adaptive else nn.Identity(), mlp
+
+
 @MODELS.register_module()
 class APASELayer(nn.Module):
-    """Squeeze and excitation whose gate is APA.
+    """Squeeze and excitation with an APA gate.
 
-    ``y = x * gate(W2 relu(W1 norm(mean(x))))``. With an APA gate the squeezed
-    descriptor passes a LayerNorm and the excitation ends in a Dropout of 0.1, as
-    published; with any other gate both are left out, which is plain SE (Hu et al.,
-    CVPR 2018). Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
+    ``y = x * gate(W2 relu(W1 norm(mean(x))))``. With an APA gate, a LayerNorm precedes
+    the excitation and a Dropout of 0.1 ends it, as published; with any other gate there
+    is neither, which is plain SE (Hu et al., CVPR 2018).
+    Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
-    Use it in any of MMDetection's ResNets through
+    Use it in any of MMDetection's ResNets with
     ``plugins=[dict(cfg=dict(type='APASELayer'), position='after_conv3')]``.
 
     Args:
         in_channels: Channels C of the input.
         ratio: The excitation has C // ratio hidden channels.
-        gate_cfg: Config of the gate, an activation layer.
+        gate_cfg: Config of the gate, an activation layer; by default APA.
 
     Raises:
         ValueError: If ``ratio`` is not in [1, in_channels].
@@ -51,19 +59,13 @@ class APASELayer(nn.Module):
     ) -> None:
         super().__init__()
         gate_cfg = dict(type="APA") if gate_cfg is None else gate_cfg
-        hidden = _hidden_channels(in_channels, ratio, "APASELayer")
-        adaptive = _is_apa(gate_cfg)
-        self.norm = nn.LayerNorm(in_channels) if adaptive else nn.Identity()
-        self.excitation = nn.Sequential(
-            nn.Linear(in_channels, hidden, bias=False),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, in_channels, bias=False),
-            nn.Dropout(_DROPOUT) if adaptive else nn.Identity(),
+        self.norm, self.excitation = _norm_and_mlp(
+            in_channels, ratio, gate_cfg, bias=False
         )
         self.gate = build_activation_layer(dict(gate_cfg))
 
     def gate_of(self, descriptor: Tensor) -> Tensor:
-        """Return the factors (N, C) from each channel's mean (N, C)."""
+        """Return the channels' factors (N, C) from their means (N, C)."""
         return self.gate(self.excitation(self.norm(descriptor)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,22 +74,14 @@ class APASELayer(nn.Module):
 
 
 class _ChannelGate(nn.Module):
-    def __init__(self, in_channels: int, hidden: int, gate_cfg: dict) -> None:
+    def __init__(self, in_channels: int, ratio: int, gate_cfg: dict) -> None:
         super().__init__()
-        adaptive = _is_apa(gate_cfg)
-        self.norm = nn.LayerNorm(in_channels) if adaptive else nn.Identity()
-        self.mlp = nn.Sequential(
-            nn.Linear(in_channels, hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, in_channels),
-            nn.Dropout(_DROPOUT) if adaptive else nn.Identity(),
-        )
+        self.norm, self.mlp = _norm_and_mlp(in_channels, ratio, gate_cfg, bias=True)
         self.gate = build_activation_layer(dict(gate_cfg))
 
     def forward(self, x: Tensor) -> Tensor:
-        score = self.mlp(self.norm(x.mean((2, 3)))) + self.mlp(
-            self.norm(x.amax((2, 3)))
-        )
+        mean, maximum = x.mean((2, 3)), x.amax((2, 3))
+        score = self.mlp(self.norm(mean)) + self.mlp(self.norm(maximum))
         return x * self.gate(score)[:, :, None, None]
 
 
@@ -107,16 +101,16 @@ class _SpatialGate(nn.Module):
 class APACBAM(nn.Module):
     """Convolutional block attention (CBAM, Woo et al., ECCV 2018) with APA gates.
 
-    The channel gate sums a shared two-layer perceptron over the average- and the
-    max-pooled descriptor; the spatial gate is a 7x7 convolution with BN over the
-    channels' maximum and mean. With APA gates the descriptors pass a LayerNorm and the
-    perceptron ends in a Dropout of 0.1, as published (Alexandridis et al., ECCV 2024).
+    The channel gate applies one two-layer perceptron to the average- and the max-pooled
+    features and adds the results; the spatial gate applies a 7x7 convolution with BN to
+    the channels' maximum and mean. With APA gates, a LayerNorm precedes the perceptron
+    and a Dropout of 0.1 ends it, as published (Alexandridis et al., ECCV 2024).
 
     Args:
         in_channels: Channels C of the input.
         ratio: The perceptron has C // ratio hidden channels.
-        gate_cfg: Config of both gates. APA without ``init`` starts at lam in U(0, 1)
-            and kappa in U(0, 1), the published values for CBAM.
+        gate_cfg: Config of both gates, by default APA. APA without ``init`` starts at
+            lam in U(0, 1) and kappa in U(0, 1), the published values for CBAM.
 
     Raises:
         ValueError: If ``ratio`` is not in [1, in_channels].
@@ -131,8 +125,7 @@ class APACBAM(nn.Module):
         gate_cfg = dict(type="APA") if gate_cfg is None else dict(gate_cfg)
         if _is_apa(gate_cfg):
             gate_cfg.setdefault("init", dict(lam=(0.0, 1.0), kappa=(0.0, 1.0)))
-        hidden = _hidden_channels(in_channels, ratio, "APACBAM")
-        self.channel_gate = _ChannelGate(in_channels, hidden, gate_cfg)
+        self.channel_gate = _ChannelGate(in_channels, ratio, gate_cfg)
         self.spatial_gate = _SpatialGate(gate_cfg)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmdet.registry import MODELS
@@ -23,20 +24,21 @@ def APADetector(
     types: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     gates: bool = False,
+    filter_fn: str | Callable[[nn.Module, str], bool] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a detector and make its activations learnable.
 
-    It is used as a type: whatever the detector is, a config converts it by::
+    A config uses it as a type, whatever the detector is::
 
         _base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
         custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)
         model = dict(type='APADetector', base_type={{_base_.model.type}})
 
-    What is returned is the detector itself, of its own class, so that its keys in a
-    checkpoint are those of the unconverted one plus ``lambda_param`` and
-    ``kappa_param`` of each site. A checkpoint of either kind can be loaded. The
-    report is printed to the log and kept as ``conversion_report``.
+    The result is the detector itself, of its own class, so that its checkpoint keys are
+    those of the unconverted one plus ``lambda_param`` and ``kappa_param`` of each site.
+    Checkpoints of both load. The report is printed to the log and kept as
+    ``conversion_report``.
 
     Args:
         base_type: Type of the detector.
@@ -46,16 +48,18 @@ def APADetector(
         types: Activation types to convert.
         exclude: Patterns of paths to leave.
         gates: If True, sigmoid gates become bare APA.
+        filter_fn: ``filter_fn(module, path) -> bool``, which selects activations; in a
+            config that is to be saved, its name, ``'package.module.function'``.
         **kwargs: Everything else of the detector.
 
     Returns:
-        The detector; see :func:`apa_mmdet.conversion.convert_activations` for the
-        options above, how it is done and what it costs.
+        The detector. See :func:`apa_mmdet.conversion.convert_activations` for the
+        options above, how it works and what is decided at the conversion.
 
     Raises:
-        TypeError: If ``activation`` is no APA or AGLU.
-        ValueError: If ``base_type`` is missing or is APADetector itself, or if an
-            option matches nothing in the detector.
+        TypeError: If ``activation`` is not an APA or AGLU.
+        ValueError: If ``base_type`` is missing or is APADetector itself, if an option
+            matches nothing in the detector, or if ``filter_fn`` names nothing.
     """
     if base_type is None:
         raise ValueError(
@@ -68,12 +72,24 @@ def APADetector(
             f"base_type={base_type!r}: the base config has a converted detector "
             "already; inherit from it without a type, or change its options there"
         )
+    if isinstance(filter_fn, str):
+        filter_fn = _import(filter_fn)
     detector = MODELS.build(dict(type=base_type, **kwargs))
     report = convert_activations(
-        detector, activation, init, parts, types, exclude, gates
+        detector, activation, init, parts, types, exclude, gates, filter_fn
     )
     print_log(f"{type(detector).__name__}: {report}", logger="current")
     advice = decay_advice() if report.sites else None
     if advice is not None:
         print_log(advice, logger="current", level=logging.WARNING)
     return detector
+
+
+def _import(name: str) -> Any:
+    try:
+        return pkgutil.resolve_name(name)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ValueError(
+            f"filter_fn={name!r}: {error}; give a function, or its name as "
+            f"'package.module.function'"
+        ) from error

@@ -39,25 +39,26 @@ _KERNEL_EXTRAS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 # OpenMP is that of torch, whose threads are then shared: libgomp is not linked.
 _LINK_FLAGS = ("-shared", f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
 
-_is_loaded = False
+_loaded: Path | None = None
 _error: RuntimeError | None = None
 
 
-def load() -> None:
-    """Load the extension, building it first if this machine has none that fits.
+def load() -> Path:
+    """Load the extension and return its path, building it first if that is needed.
 
     Raises:
         RuntimeError: If there is no C++ compiler, the build fails, or its result cannot
             be stored; the same each time it is called.
     """
-    global _is_loaded, _error
-    if _is_loaded:
-        return
+    global _loaded, _error
+    if _loaded is not None:
+        return _loaded
     if _error is None:
         try:
-            torch.ops.load_library(str(_built()))
-            _is_loaded = True
-            return
+            library = _built()
+            torch.ops.load_library(str(library))
+            _loaded = library
+            return library
         except RuntimeError as error:
             _error = error
         except OSError as error:
@@ -106,21 +107,25 @@ def _built() -> Path:
 
 
 def _compiler() -> str:
-    names = (os.environ.get("CXX"),) if os.environ.get("CXX") else ()
-    found = next(filter(None, map(shutil.which, names or ("c++", "g++", "clang++"))), None)
-    if found is None:
-        raise RuntimeError(
-            f"no C++ compiler found (CXX={os.environ.get('CXX')!r}); install one (on "
-            f"Debian: apt install g++) or set the environment variable CXX to yours"
-        )
-    return found
+    named = os.environ.get("CXX")
+    for name in (named,) if named else ("c++", "g++", "clang++"):
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise RuntimeError(
+        f"no C++ compiler found (CXX={named!r}); install one (on Debian: apt install "
+        f"g++) or set the environment variable CXX to yours"
+    )
 
 
 def _key(compiler: str) -> str:
     """Return a name for everything that the library depends on."""
     binary = Path(compiler).resolve()
     parts = [
-        *(path.name.encode() + path.read_bytes() for path in sorted(_SOURCES.iterdir())),
+        *(
+            path.name.encode() + path.read_bytes()
+            for path in sorted(_SOURCES.iterdir())
+        ),
         (_FLAGS, _KERNEL_FLAGS, _STANDARDS, _KERNEL_EXTRAS, _LINK_FLAGS),
         (torch.__version__, str(binary), binary.stat().st_size, binary.stat().st_mtime),
         _processor(),

@@ -15,11 +15,12 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from . import extension
+from . import extension, gpu_variants
 from .plain import is_exporting_to_onnx
 
 _NAMES = ("auto", "plain", "native")
@@ -35,6 +36,7 @@ def _checked(name: str, source: str) -> str:
 
 _wanted = _checked(os.environ.get("APA_MMDET_IMPL", "auto"), "APA_MMDET_IMPL")
 _available: dict[str, bool] = {}  # by device type
+_reasons: set[str] = set()  # that a warning has told
 
 
 @contextlib.contextmanager
@@ -52,7 +54,9 @@ def use_implementation(name: str) -> Iterator[None]:
     """
     global _wanted
     if _checked(name, "name") == "native":
-        extension.load()
+        reason = _why_unavailable("cpu")
+        if reason:
+            _refuse(reason)
     before, _wanted = _wanted, name
     try:
         yield
@@ -75,44 +79,54 @@ def is_native(x: Tensor, lam: Tensor, kappa: Tensor) -> bool:
         isinstance(x, Tensor) and isinstance(lam, Tensor) and isinstance(kappa, Tensor)
     ):
         return False
-    device = x.device.type
-    available = _available.get(device)
-    if available is None:
-        available = _look_up(device)
-    if available and x.dtype in _DTYPES:
+    if _is_available(x.device.type) and x.dtype in _DTYPES:
         return not is_exporting_to_onnx()
     if _wanted == "native" and x.is_floating_point():
-        _explain(x)
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        _refuse(f"x is {x.dtype} on {x.device}, expected {dtypes} on cpu or cuda")
     return False
 
 
-def _look_up(device: str) -> bool:
-    if device not in _DEVICES:
-        _available[device] = False
-    else:
-        try:
-            extension.load()
-            _available[device] = True
-        except RuntimeError as error:
-            if _wanted == "native":
-                raise
-            _available.update(dict.fromkeys(_DEVICES, False))
-            warnings.warn(
-                f"apa_mmdet computes AGLU in plain torch, several times slower: "
-                f"{error}",
-                stacklevel=4,
-            )
-    return _available[device]
+def _is_available(device: str) -> bool:
+    available = _available.get(device)
+    return _look_up(device) if available is None else available
 
 
 # torch.compile runs it while tracing and takes its result as a constant.
-_look_up._dynamo_marked_constant = True
+_is_available._dynamo_marked_constant = True
 
 
-def _explain(x: Tensor) -> None:
-    extension.load()
-    dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+def _look_up(device: str) -> bool:
+    reason = _why_unavailable(device)
+    if reason and _wanted == "native":
+        _refuse(reason)
+    if reason and device in _DEVICES and reason not in _reasons:
+        _reasons.add(reason)
+        warnings.warn(
+            f"apa_mmdet computes AGLU in plain torch, several times slower: {reason}",
+            stacklevel=5,
+        )
+    _available[device] = not reason
+    return not reason
+
+
+def _why_unavailable(device: str) -> str | None:
+    if device not in _DEVICES:
+        return f"there are native operators for {', '.join(_DEVICES)}, not {device}"
+    try:
+        library = extension.load()
+    except RuntimeError as error:
+        return str(error)
+    if device == "cuda":
+        reason = gpu_variants.why_unavailable()
+        if reason is not None:
+            return reason
+        gpu_variants.connect(library)
+    return None
+
+
+def _refuse(reason: str) -> NoReturn:
     raise RuntimeError(
-        f"implementation 'native' was asked for, but x is {x.dtype} on {x.device}, "
-        f"expected {dtypes} on cpu or cuda; use 'auto'"
+        f"implementation 'native' was asked for and is unavailable: {reason}; or use "
+        f"'auto'"
     )

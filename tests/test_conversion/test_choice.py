@@ -21,7 +21,7 @@ class Block(nn.Module):
         return self.gate(x) * self.relu(self.fc2(x))
 
 
-class ToyLoss(nn.Module):
+class Distance(nn.modules.loss._Loss):
     def __init__(self):
         super().__init__()
         self.act = nn.ReLU()
@@ -36,7 +36,7 @@ class Model(nn.Module):
         self.backbone = nn.Sequential(Block(), Block())
         self.neck = nn.Sequential(nn.Linear(4, 4), nn.GELU())
         self.bbox_head = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 1))
-        self.loss_cls = ToyLoss()
+        self.loss_cls = Distance()
 
     def forward(self, x):
         return self.loss_cls(self.bbox_head(self.neck(self.backbone(x))))
@@ -108,6 +108,67 @@ def test_an_excluded_site_beside_a_converted_one_stays_as_it_was():
     hidden = F.silu(model.fc1(x))
     expected = hidden.sigmoid() * model.fc2(hidden).relu()
     torch.testing.assert_close(model(x), expected)
+
+
+def test_filter_fn():
+    """It is asked about the sites that the other options select."""
+    asked = {}
+
+    def is_wanted(module, path):
+        asked[path] = type(module)
+        return isinstance(module, nn.ReLU) and path.endswith("1")
+
+    report = convert_activations(Model(), filter_fn=is_wanted, exclude=["neck"])
+    assert [site.path for site in report.sites] == [RELUS[1], RELUS[3]]
+    assert asked == {**dict.fromkeys(RELUS, nn.ReLU), "bbox_head.1": nn.SiLU}
+    reasons = {item.path: item.reason for item in report.left}
+    assert reasons["bbox_head.1"] == "filter_fn does not select it"
+
+
+def test_filter_fn_gets_a_module_for_a_function():
+    class Inline(nn.Module):
+        def forward(self, x):
+            return F.leaky_relu(F.gelu(x), 0.2)
+
+    asked = []
+
+    def is_wanted(module, path):
+        asked.append((path, str(module)))
+        return False
+
+    assert convert_activations(Inline(), filter_fn=is_wanted).sites == []
+    assert asked == [
+        ("gelu", "GELU(approximate='none')"),
+        ("leakyrelu", "LeakyReLU(negative_slope=0.2)"),
+    ]
+
+
+def test_nothing_changes_if_filter_fn_raises():
+    model = Model()
+
+    def fails(module, path):
+        if path == "bbox_head.1":
+            raise KeyError(path)
+        return True
+
+    with pytest.raises(KeyError):
+        convert_activations(model, filter_fn=fails)
+    assert type(model.backbone[0]) is Block
+    assert len(convert_activations(model).sites) == len(ALL)
+
+
+def test_names_of_other_libraries_classes_mean_nothing():
+    """Only rules that a library hands in say what its classes are."""
+
+    class FPN(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    class FocalLoss(FPN):
+        pass
+
+    report = convert_activations(nn.Sequential(FPN(), FocalLoss()))
+    assert [site.path for site in report.sites] == ["0.relu", "1.relu"]
 
 
 def test_gates_start_equal():
@@ -203,6 +264,7 @@ def test_activation_by_dict_class_and_name():
             ValueError,
             ["num_parameters=64", "expected 1"],
         ),
+        (dict(filter_fn="relu"), TypeError, ["filter_fn='relu'", "function"]),
         (dict(activation="APA"), ValueError, ["init='auto'", "APA", "uniform"]),
         (dict(init="relu6"), ValueError, ["'relu6'", "silu"]),
         (dict(init=dict(lam=-1.0, kappa=1.0)), ValueError, ["-1", "lam >= 0"]),

@@ -2,7 +2,10 @@
 
 import copy
 import functools
+import importlib
 import io
+import re
+import sys
 import traceback
 
 import pytest
@@ -105,9 +108,102 @@ def test_a_traceback_shows_the_original_line(pair):
     )
 
 
-def test_code_that_knows_nothing_of_it_gets_the_old_activation(pair):
+def test_a_call_from_outside_is_refused(pair):
+    """It belongs to neither site."""
     model, x = pair
-    torch.testing.assert_close(model.relu(x), x.relu())
+    with pytest.raises(RuntimeError, match=r"Block\.relu has no site.*\['0', '1'\]"):
+        model.relu(x)
+
+
+def test_a_call_that_a_condition_excluded_is_refused():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.relu = nn.ReLU()
+            self.deep = False
+
+        def forward(self, x):
+            if self.deep:
+                x = self.relu(x)
+            return self.relu(self.fc2(self.relu(self.fc1(x))))
+
+    model = Model()
+    assert len(convert_activations(model).sites) == 2
+    model(torch.randn(8, 4))
+    model.deep = True
+    with pytest.raises(RuntimeError, match="Model.relu has no site.*a condition"):
+        model(torch.randn(8, 4))
+
+
+RELEASED = """
+from torch import nn
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.fc2(self.relu(self.fc1(x))))
+
+
+class Derived(Base):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("\n\n\nclass Base", "\n\n\n\nclass Base"),  # the calls move
+        ("x))))", "x)))) + self.relu(x)"),  # a call is added behind those known
+        ("def forward(", "def predict("),
+    ],
+)
+@pytest.mark.parametrize("name", ["Base", "Derived"])
+def test_a_pickle_of_another_release_is_refused(
+    tmp_path, monkeypatch, name, before, after
+):
+    """Its calls would go to the wrong sites, or to the fixed activation."""
+    file = tmp_path / "model.pkl"
+    for release, source in (
+        ("old", RELEASED),
+        ("new", RELEASED.replace(before, after)),
+    ):
+        folder = tmp_path / release
+        folder.mkdir()
+        (folder / "released.py").write_text(source)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder)
+            patch.delitem(sys.modules, "released", raising=False)
+            if release == "old":
+                model = getattr(importlib.import_module("released"), name)()
+                convert_activations(model)
+                torch.save(model, file)
+                assert type(torch.load(file, weights_only=False)) is type(model)
+                continue
+            with pytest.raises(RuntimeError) as caught:
+                torch.load(file, weights_only=False)
+    assert re.search(r"forward\(\) of released\.(Base|Derived)", str(caught.value))
+    assert "load a state_dict" in str(caught.value)
+
+
+def test_enclosing_scopes_are_shared():
+    """A variable that changes later changes for the converted module too."""
+    factor = 3.0
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return F.silu(x) * factor
+
+    model, x = Model(), torch.randn(8, 4)
+    convert_activations(model)
+    torch.testing.assert_close(model(x), 3 * F.silu(x))
+    factor = 5.0
+    torch.testing.assert_close(model(x), 5 * F.silu(x))
 
 
 CALLS = []
@@ -122,7 +218,7 @@ def noted(function):
     return wrapper
 
 
-def test_decorators_defaults_and_closures_are_kept():
+def test_decorators_defaults_and_closures_are_retained():
     factor = 3.0
 
     class Model(nn.Module):

@@ -33,7 +33,7 @@ def test_shows_sites_and_what_is_left(show):
         "kappa",
         "1",
     ]
-    assert "it is in none of parts=['backbone']" in shown
+    assert "not in parts=['backbone']" in shown
     assert lines[-1] == "Weight decay: none for lambda and kappa."
 
 

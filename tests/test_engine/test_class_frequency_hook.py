@@ -1,4 +1,4 @@
-"""ClassFrequencyHook in a Runner: training, resuming on other data, testing."""
+"""ClassFrequencyHook in a Runner: training, and loading a checkpoint."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from apa_mmdet.models import APALoss
 
 @DATASETS.register_module(force=True)
 class FrequencyToy(BaseDataset):
-    """Images given by the labels they show."""
+    """Images, each given by the labels it shows."""
 
     METAINFO = dict(classes=("a", "b", "c"))
 
@@ -31,7 +31,7 @@ class FrequencyToy(BaseDataset):
 
 
 class Model(BaseModel):
-    """A linear classifier under APALoss."""
+    """A linear classifier with APALoss."""
 
     def __init__(self, num_classes=3):
         super().__init__()
@@ -94,7 +94,7 @@ def test_wrong_number_of_classes_stops_before_training(tmp_path):
     assert run.iter == 0
 
 
-def test_absent_hook_stops_before_training(tmp_path):
+def test_a_missing_hook_stops_before_training(tmp_path):
     run = runner(tmp_path, hooks=False)
     with pytest.raises(RuntimeError, match="ClassFrequencyHook"):
         run.train()

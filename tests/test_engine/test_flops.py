@@ -16,7 +16,7 @@ from apa_mmdet import ops
 from apa_mmdet.engine import flops
 from apa_mmdet.layers import AGLU, APA
 
-KIND = "prim::PythonOp._Activation"
+KIND = "apa_mmdet::aglu"
 
 
 class Call(nn.Module):
@@ -41,7 +41,7 @@ def test_each_function(name, ops_each, num_parameters, dtype):
 
 
 def test_a_network(monkeypatch):
-    """3 x 3 convolution, AGLU, a squeezing gate: every number by hand."""
+    """A 3x3 convolution, AGLU and an APA gate, with every count by hand."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -91,8 +91,8 @@ def test_a_shared_module_counts_at_every_call():
     assert analyzer.by_operator() == {"aglu": 2 * 10 * 7}
 
 
-def test_without_the_entries_they_would_be_unsupported(monkeypatch):
-    """What the registration is good for; also that it names the node right."""
+def test_without_the_entries_they_are_unsupported(monkeypatch):
+    """It shows what the registration does, and that it names the right node."""
     monkeypatch.delitem(complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS, KIND)
     monkeypatch.delitem(complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS, KIND)
     for analyzer in (FlopAnalyzer, ActivationAnalyzer):
@@ -106,7 +106,7 @@ def test_without_the_entries_they_would_be_unsupported(monkeypatch):
         assert not analysis.unsupported_ops()
 
 
-def test_does_nothing_where_there_is_no_table(monkeypatch):
+def test_does_nothing_if_mmengine_has_no_table(monkeypatch):
     monkeypatch.delattr(complexity_analysis, "_DEFAULT_SUPPORTED_FLOP_OPS")
     monkeypatch.delattr(complexity_analysis, "_DEFAULT_SUPPORTED_ACT_OPS")
     flops.register_operators()

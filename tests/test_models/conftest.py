@@ -10,7 +10,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class _Maker:
-    """Fills a state dict so that activations stay of order one."""
+    """Fills a state dict so that activations are of order one."""
 
     def __init__(self, seed=0):
         self.generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ class _Maker:
 
 
 def make_state(depth=50, attention="se", gate="uniact", rect="unirect", width=64):
-    """Return a backbone's state dict under the authors' names."""
+    """Return a backbone's state dict with the authors' names."""
     maker = _Maker()
     maker.weight("conv1.weight", width, 3, 7, 7)
     maker.norm("bn1", width)
@@ -102,11 +102,11 @@ def make_classification_file(state, **more):
 
 @pytest.fixture(scope="session")
 def published_state():
-    """The function that makes a backbone's state dict under the authors' names."""
+    """The function that creates a backbone's state dict with the authors' names."""
     return make_state
 
 
 @pytest.fixture(scope="session")
 def classification_file():
-    """The function that puts one into a classification checkpoint."""
+    """The function that puts a backbone into a classification checkpoint."""
     return make_classification_file

@@ -13,14 +13,17 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from mmcv.transforms import Compose
 from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmdet.models.backbones.resnet import BasicBlock
 from mmdet.models.detectors import FasterRCNN
+from mmdet.models.losses import AssociativeEmbeddingLoss
+from mmdet.models.necks import FPN as MMDetFPN
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import get_test_pipeline_cfg, register_all_modules
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModule, revert_sync_batchnorm
 from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 
@@ -177,6 +180,74 @@ def test_base_type_may_be_a_class_and_options_reach_the_conversion():
         "roi_head.bbox_head.relu.0",
         "roi_head.bbox_head.relu.1",
     ]
+
+
+def is_in_a_second_block(module, path):
+    return isinstance(module, nn.ReLU) and ".1.act" in path
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_filter_fn(by_name):
+    function = is_in_a_second_block
+    name = f"{function.__module__}.{function.__name__}"
+    model = build(filter_fn=name if by_name else function)
+    assert [site.path for site in model.conversion_report.sites] == [
+        f"backbone.layer{stage}.1.act{site}" for stage in range(1, 5) for site in (1, 2)
+    ]
+    with pytest.raises(ValueError, match="filter_fn='no.such.function'"):
+        build(filter_fn="no.such.function")
+
+
+def test_converted_directly_it_is_the_same():
+    model, other = build(), build(converted=False)
+    report = convert_activations(other)
+    assert report == model.conversion_report
+    assert names_and_types(other) == names_and_types(model)
+
+
+def test_an_excluded_site_of_a_block_stays_fixed():
+    model = build(exclude=["*.act2"])
+    block = model.backbone.layer2[0]
+    assert type(block.act1) is AGLU and type(block.act2) is nn.ReLU
+    assert type(build(exclude=["backbone.layer2"]).backbone.layer2[0]) is BasicBlock
+
+
+class FPN(BaseModule):
+    """A user's neck: of the same name as MMDetection's, but not the same."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels[-1], in_channels[-1], 1)
+        self.loss_extra = Penalty()
+
+    def forward(self, inputs):
+        return (*inputs[:-1], nn.functional.relu(self.conv(inputs[-1])))
+
+
+class Penalty(nn.Module):
+    """A user's loss: what makes it one is its name in the module that has it."""
+
+    def forward(self, x):
+        return nn.functional.relu(x).mean()
+
+
+class MyFPN(MMDetFPN):
+    """MMDetection's, with more."""
+
+
+def test_classes_are_known_by_their_qualified_names():
+    options = dict(in_channels=[8, 16], out_channels=8, num_outs=4)
+    options |= dict(add_extra_convs="on_output", relu_before_extra_convs=True)
+    for neck in (MMDetFPN(**options), MyFPN(**options)):
+        report = convert_activations(neck)
+        assert report.sites == []
+        assert "extra convolutions" in report.left[0].reason
+    report = convert_activations(FPN([8]))
+    assert [site.path for site in report.sites] == ["relu"]
+    left = {item.path: item.reason for item in report.left}
+    assert left == {"loss_extra.forward()": "it belongs to a loss"}
+    (left,) = convert_activations(AssociativeEmbeddingLoss()).left
+    assert left.reason == "it belongs to a loss"
 
 
 # ----------------------------------------------------------------------- checkpoints

@@ -1,4 +1,4 @@
-"""APALoss: the published rule, mmdet's contract, and its errors."""
+"""APALoss: the published rule, mmdet's interface, and its errors."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ def test_all_foreground_rare_keeps_every_background_negative():
     labels = torch.tensor([2, 3, 4, 4])
     kept = torch.tensor(
         [
-            [1, 1, 1, 0],  # foreground: only its own class of the rare ones
+            [1, 1, 1, 0],  # foreground: of the rare classes only its own
             [1, 1, 0, 1],
             [1, 1, 1, 1],  # background: ratio 2/2
             [1, 1, 1, 1],
@@ -136,7 +136,7 @@ def test_amp_takes_half_precision_logits():
     assert logits.grad.dtype == torch.bfloat16
 
 
-def test_contract_of_scores_and_accuracy():
+def test_interface_of_scores_and_accuracy():
     loss = APALoss(4, lam=0.5)
     logits = torch.randn(5, 4)
     scores = loss.get_activation(logits)
@@ -181,7 +181,7 @@ def test_wrong_number_of_classes():
         loss.set_class_frequency(torch.full((4,), 12.0))
 
 
-def test_absent_frequencies_are_reported_before_training():
+def test_missing_frequencies_are_reported_before_training():
     loss = APALoss(4, rare_threshold=0.001)
     for call in (
         loss.init_weights,
@@ -242,7 +242,7 @@ def roi_head(kind):
 def test_trains_and_predicts_in_mmdets_heads(kind):
     torch.manual_seed(0)
     head = roi_head(kind)
-    head.init_weights = None  # frequencies come by hand here
+    head.init_weights = None  # frequencies are set by hand here
     losses = [m for m in head.modules() if isinstance(m, APALoss)]
     for loss in losses:
         loss.set_class_frequency(FREQUENCY)

@@ -297,6 +297,27 @@ CONVERTED = {
 
 
 @pytest.mark.parametrize("variant", CONVERTED)
+def test_a_converted_resnet_is_an_apa_resnet(variant):
+    """Blocks of the same class, the same keys, and the same maps."""
+    build, kwargs = CONVERTED[variant]
+    kwargs = {**kwargs, **(SMALL if build is ResNet else {})}
+    converted = build(**kwargs)
+    # APAResNet leaves the excitation's ReLU as it is.
+    convert_activations(converted, filter_fn=lambda _, path: "excitation" not in path)
+    ours = (APAResNet if build is ResNet else APAResNeXt)(**kwargs)
+    for name in ours.res_layers:
+        blocks = zip(getattr(converted, name), getattr(ours, name))
+        assert all(type(one) is type(other) for one, other in blocks)
+    assert list(converted.state_dict()) == list(ours.state_dict())
+    converted.load_state_dict(ours.state_dict())
+    converted.eval()
+    ours.eval()
+    with torch.no_grad():  # nothing is folded, not even APAResNet's stem
+        for one, other in zip(converted(X), ours(X)):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("variant", CONVERTED)
 def test_a_converted_resnet_folds_its_norms(variant):
     build, kwargs = CONVERTED[variant]
     kwargs = {**kwargs, **(SMALL if build is ResNet else {})}

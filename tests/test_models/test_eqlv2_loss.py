@@ -1,4 +1,4 @@
-"""EQLV2BoxLoss against its paper's formulas, and inside a box head."""
+"""EQLV2BoxLoss compared with its paper's formulas, and in a box head."""
 
 import copy
 
@@ -44,22 +44,22 @@ def test_loss_follows_the_paper():
     loss = EQLV2BoxLoss(num_classes=3)
     batches = [(torch.randn(6, 4) * 2, LABELS.roll(shift)) for shift in range(3)]
     for (logits, labels), expected in zip(batches, expected_steps(batches, 3)):
-        found = loss(logits, labels, torch.ones(6), avg_factor=6.0)
-        assert found.item() == pytest.approx(expected, rel=1e-5)
-    copy.deepcopy(loss)  # nothing of the graph is left in it
+        value = loss(logits, labels, torch.ones(6), avg_factor=6.0)
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+    copy.deepcopy(loss)  # it raises if the loss still refers to the graph
 
 
-def test_ignored_proposals_leave_no_trace():
+def test_ignored_proposals_change_nothing():
     torch.manual_seed(0)
     logits = torch.randn(6, 4, requires_grad=True)
     labels = torch.tensor([0, -1, 3, 2, 1, 3])
     weight = torch.tensor([1.0, 1, 1, 0, 1, 1])
     ours, other = EQLV2BoxLoss(3), EQLV2BoxLoss(3)
     used = [0, 2, 4, 5]
-    found = ours(logits, labels, weight)
-    assert found.item() == other(logits[used], labels[used]).item()
+    value = ours(logits, labels, weight)
+    assert value.item() == other(logits[used], labels[used]).item()
     torch.testing.assert_close(ours.state_dict(), other.state_dict())
-    (grad,) = torch.autograd.grad(found, logits)
+    (grad,) = torch.autograd.grad(value, logits)
     assert not grad[[1, 3]].any() and grad[used].all()
     nothing = ours(logits, torch.full((6,), -1))
     assert nothing.item() == 0 and not torch.autograd.grad(nothing, logits)[0].any()
@@ -67,21 +67,21 @@ def test_ignored_proposals_leave_no_trace():
 
 def test_scores_are_sigmoids_times_foreground():
     logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]])
-    kept = logits.clone()
+    original = logits.clone()
     loss = EQLV2BoxLoss(3)
     p = logits.sigmoid()
     expected = torch.cat([p[:, :3] * (1 - p[:, 3:]), p[:, 3:]], dim=1)
     torch.testing.assert_close(loss.get_activation(logits), expected)
     assert loss.get_activation(logits.half()).dtype is torch.float32
-    assert torch.equal(logits, kept)
+    assert torch.equal(logits, original)
     plain = EQLV2BoxLoss(3, test_with_obj=False)
     torch.testing.assert_close(plain.get_activation(logits), p)
 
 
-def test_accuracy_is_that_of_foreground():
+def test_accuracy_counts_foreground_only():
     logits = torch.eye(4)[[0, 1, 3, 0, 2, 2]] * 5
-    found = EQLV2BoxLoss(3).get_accuracy(logits, LABELS)
-    assert float(found["acc_classes"]) == pytest.approx(100 / 3)
+    accuracy = EQLV2BoxLoss(3).get_accuracy(logits, LABELS)
+    assert float(accuracy["acc_classes"]) == pytest.approx(100 / 3)
 
 
 def test_in_a_box_head():
@@ -112,13 +112,13 @@ def test_in_a_box_head():
     losses["loss_cls"].backward()
     assert head.fc_cls.weight.grad.isfinite().all()
     rois = torch.tensor([[0.0, 1, 1, 20, 20]] * 6)
-    found = head._predict_by_feat_single(
+    instances = head._predict_by_feat_single(
         rois, cls_score.detach(), bbox_pred.detach(), dict(img_shape=(32, 32)),
         rcnn_test_cfg=None,
     )  # fmt: skip
-    assert isinstance(found, InstanceData)
+    assert isinstance(instances, InstanceData)
     expected = head.loss_cls.get_activation(cls_score.detach())
-    torch.testing.assert_close(found.scores, expected)
+    torch.testing.assert_close(instances.scores, expected)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, None])

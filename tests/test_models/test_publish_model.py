@@ -1,4 +1,4 @@
-"""The tool that converts checkpoints to this package's keys and back."""
+"""The tool that converts checkpoints between the authors' names and this package's."""
 
 import argparse
 import hashlib
@@ -12,7 +12,11 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from apa_mmdet.models import APAResNet, APAResNeXt
-from apa_mmdet.models.published import from_published, is_published, to_published
+from apa_mmdet.models.published_checkpoints import (
+    from_published,
+    is_published,
+    to_published,
+)
 
 
 @pytest.fixture
@@ -139,7 +143,7 @@ def test_check_finds_a_difference(tool, small):
         tool.check({"a": torch.zeros(1)}, False, {})
 
 
-def test_nothing_is_read_before_there_is_room_for_the_result(
+def test_nothing_is_read_if_the_output_cannot_be_written(
     publish, tool, monkeypatch, small, tmp_path
 ):
     file = saved(small, tmp_path / "file.pth")
@@ -148,8 +152,8 @@ def test_nothing_is_read_before_there_is_room_for_the_result(
     monkeypatch.setattr(tool, "read_checkpoint", None)
     for arguments, words in (
         (("nowhere.pth", tmp_path / "x.pth"), "input nowhere.pth: no such file"),
-        ((file, tmp_path / "no/x.pth"), f"no folder {tmp_path}/no; make it"),
-        ((file, tmp_path / "out.pth"), "out-01234567.pth is already there"),
+        ((file, tmp_path / "no/x.pth"), f"no folder {tmp_path}/no; create it"),
+        ((file, tmp_path / "out.pth"), "out-01234567.pth already exists"),
         ((file, tmp_path / "folder"), "expected the name of a file"),
     ):
         with pytest.raises(SystemExit, match=words):
@@ -165,10 +169,10 @@ class Touch:
 
 
 def spoil(kind, small, path):
-    """Write a file that must be refused; return a word of the reason."""
+    """Write a file that must be refused; return a pattern of the reason."""
     touched = path.parent / "touched"
     contents = {
-        "number": (3, "holds a int, expected a dict"),
+        "number": (3, "contains a int, expected a dict"),
         "no weights": ({"epoch": 3}, "expected weights by name.*got epoch"),
         "hostile": ({**small, "x": Touch(touched)}, "asks for posix.system.*refused"),
         "namespace": (argparse.Namespace(_x=Touch), "refused|asks for|cannot be read"),
@@ -193,7 +197,7 @@ def spoil(kind, small, path):
     "kind",
     ["number", "no weights", "hostile", "namespace", "cut", "page", "flipped"],
 )
-def test_a_file_that_is_no_checkpoint_is_refused(publish, small, tmp_path, kind):
+def test_a_file_that_is_not_a_checkpoint_is_refused(publish, small, tmp_path, kind):
     file = tmp_path / "file.pth"
     words = spoil(kind, small, file)
     with pytest.raises(SystemExit, match=f"error: {file}.*(?:{words})") as caught:
@@ -203,7 +207,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(publish, small, tmp_path, kind)
     assert os.listdir(tmp_path) == ["file.pth"]
 
 
-def test_weights_that_are_not_there(publish, small, tmp_path):
+def test_missing_weights(publish, small, tmp_path):
     file = saved(small, tmp_path / "file.pth")
     with pytest.raises(SystemExit, match="weights='model_ema': the file has no such"):
         publish(file, tmp_path / "out.pth", "--weights", "model_ema")

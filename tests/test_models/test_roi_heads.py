@@ -1,4 +1,4 @@
-"""APABBoxHead's start and activations; the cosine predictor."""
+"""APABBoxHead's initialisation and activations; the predictors."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def build(**kwargs):
     return head
 
 
-def test_published_start_with_xavier_fcs():
+def test_published_initialisation_with_xavier_fcs():
     head = build()
     assert head.fc_cls.weight.eq(0.001).all()
     assert head.fc_cls.bias.eq(-2).all()
@@ -45,7 +45,7 @@ def test_every_class_starts_at_the_prior(lam, kappa, learnable):
     torch.testing.assert_close(scores, torch.full_like(scores, 0.02))
 
 
-def test_it_computes_what_shared2fc_does():
+def test_it_computes_what_shared2fc_computes():
     head = build()
     loss = dict(type="APALoss", num_classes=30)
     reference = Shared2FCBBoxHead(loss_cls=loss, **SIZES)
@@ -55,7 +55,7 @@ def test_it_computes_what_shared2fc_does():
         assert torch.equal(ours, theirs)
 
 
-def test_each_fc_has_an_activation_of_its_own():
+def test_each_fc_has_its_own_activation():
     head = build(act_cfg=dict(type="AGLU"), loss=dict(learnable="shared"))
     first, second = head.shared_acts
     assert isinstance(first, AGLU) and isinstance(second, AGLU) and first is not second
@@ -67,7 +67,7 @@ def test_each_fc_has_an_activation_of_its_own():
     )
 
 
-def test_other_losses_keep_mmdets_start():
+def test_other_losses_keep_mmdets_initialisation():
     torch.manual_seed(0)
     head = MODELS.build(dict(type="APABBoxHead", **SIZES))
     assert isinstance(head.loss_cls, nn.Module)
@@ -122,7 +122,7 @@ def test_cosine_predictor_with_a_fixed_temperature():
     torch.testing.assert_close(predictor(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_cosine_predictor_refuses_what_is_no_cosine():
+def test_cosine_predictor_refuses_other_kernels_and_temperatures():
     with pytest.raises(ValueError, match="kernel_size"):
         CosineConv2d(8, 4, 3)
     with pytest.raises(ValueError, match="temperature=0"):
@@ -135,14 +135,14 @@ def test_wrapped_cauchy_linear_is_the_density():
     with torch.no_grad():
         layer.concentration.copy_(torch.tensor([-2.0, 0.0, 1.0, 3.0]))
     x = torch.randn(6, 5)
-    found = layer(x)
+    logits = layer(x)
     for row, feature in enumerate(x.double()):
         for column, weight in enumerate(layer.weight.double()):
             cosine = feature @ weight / feature.norm() / weight.norm()
             g = layer.concentration[column].double().sigmoid()
             density = (1 - g**2) / (1 + g**2 - 2 * g * cosine) / (2 * torch.pi)
             torch.testing.assert_close(
-                found[row, column].double(), 30 * density, rtol=1e-5, atol=1e-6
+                logits[row, column].double(), 30 * density, rtol=1e-5, atol=1e-6
             )
 
 

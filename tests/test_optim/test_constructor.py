@@ -1,4 +1,4 @@
-"""Weight decay of lambda and kappa under MMEngine's optimizer constructors."""
+"""Weight decay of lambda and kappa with MMEngine's optimizer constructors."""
 
 from collections import OrderedDict
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Toy(nn.Module):
-    """Parameters of all the kinds that paramwise_cfg tells apart."""
+    """Parameters of every kind that paramwise_cfg distinguishes."""
 
     def __init__(self, activation=AGLU):
         super().__init__()
@@ -55,7 +55,7 @@ class Toy(nn.Module):
 
 
 def settings(wrapper, model):
-    """Settings of each parameter by name, in the optimizer's order."""
+    """Each parameter's settings by name, in the optimizer's order."""
     names = {id(param): name for name, param in model.named_parameters()}
     return {
         names[id(param)]: {key: v for key, v in group.items() if key != "params"}
@@ -94,29 +94,29 @@ PARAMWISE = [
 @pytest.mark.parametrize(
     "optimizer", [SGD, dict(type="AdamW", lr=0.1, weight_decay=0.05)]
 )
-def test_changes_the_decay_of_lambda_and_kappa_alone(optimizer, paramwise_cfg):
+def test_only_the_decay_of_lambda_and_kappa_changes(optimizer, paramwise_cfg):
     model = Toy()
     cfg = dict(optimizer=optimizer, paramwise_cfg=paramwise_cfg)
-    found = settings(build_optim_wrapper(model, cfg), model)
+    actual = settings(build_optim_wrapper(model, cfg), model)
     expected = settings(base_wrapper(model, optimizer, paramwise_cfg), model)
     order = list(expected)
     if not paramwise_cfg:
         order = sorted(order, key=adaptive)  # stable: the others keep their order
-    assert list(found) == order
+    assert list(actual) == order
     for name in expected:
         if adaptive(name):
             assert expected[name]["weight_decay"] > 0, name
             expected[name]["weight_decay"] = 0.0
-    assert found == expected
-    assert sum(map(adaptive, found)) == 6
+    assert actual == expected
+    assert sum(map(adaptive, actual)) == 6
 
 
 @pytest.mark.parametrize("paramwise_cfg", PARAMWISE)
-def test_leaves_a_model_without_them_as_it_was(paramwise_cfg):
+def test_a_model_without_them_is_treated_as_before(paramwise_cfg):
     model = Toy(nn.PReLU)
     cfg = dict(optimizer=SGD, paramwise_cfg=paramwise_cfg)
-    found = build_optim_wrapper(model, cfg).optimizer.state_dict()
-    assert found == base_wrapper(model, SGD, paramwise_cfg).optimizer.state_dict()
+    actual = build_optim_wrapper(model, cfg).optimizer.state_dict()
+    assert actual == base_wrapper(model, SGD, paramwise_cfg).optimizer.state_dict()
 
 
 def test_two_groups_without_paramwise_cfg():
@@ -132,7 +132,7 @@ def test_two_groups_without_paramwise_cfg():
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
 
 
-def test_a_model_of_nothing_else():
+def test_a_model_with_no_other_parameters():
     wrapper = build_optim_wrapper(AGLU(), dict(optimizer=SGD))
     assert [group["weight_decay"] for group in wrapper.optimizer.param_groups] == [0.0]
 
@@ -144,7 +144,7 @@ def test_a_model_of_nothing_else():
         (dict(kappa_param=dict(decay_mult=0.5)), 0.0, 0.005),
         ({"act.lambda_param": dict(weight_decay=0.3)}, 0.3, 0.0),
         ({"head.lambda_param": dict(decay_mult=1.0)}, 0.0, 0.0),
-        # The longer key decides all but the decay.
+        # The longer key decides everything except the decay.
         (
             {
                 "lambda_param": dict(decay_mult=2.0),
@@ -164,20 +164,20 @@ def test_a_model_of_nothing_else():
         ),
     ],
 )
-def test_a_key_that_names_them_stands(custom_keys, lam, kappa):
+def test_a_custom_key_that_names_them_counts(custom_keys, lam, kappa):
     model = Toy()
     cfg = dict(optimizer=SGD, paramwise_cfg=dict(custom_keys=custom_keys))
-    found = settings(build_optim_wrapper(model, cfg), model)
+    actual = settings(build_optim_wrapper(model, cfg), model)
     names = ("backbone.0.act.lambda_param", "backbone.0.act.kappa_param")
-    assert [found[name]["weight_decay"] for name in names] == [lam, kappa]
+    assert [actual[name]["weight_decay"] for name in names] == [lam, kappa]
     lr_mult = custom_keys.get("backbone.0.act.", {}).get("lr_mult", 1)
-    assert found[names[0]]["lr"] == pytest.approx(0.1 * lr_mult)
+    assert actual[names[0]]["lr"] == pytest.approx(0.1 * lr_mult)
 
 
 @pytest.mark.parametrize(
     "optimizer, groups",
     [
-        (dict(type="AdamW", lr=0.1), 2),  # decays by 0.01 unless told otherwise
+        (dict(type="AdamW", lr=0.1), 2),  # decays by 0.01 by default
         (dict(type=torch.optim.AdamW, lr=0.1), 2),
         (dict(type="Adam", lr=0.1), 1),
         (dict(type="SGD", lr=0.1, weight_decay=0), 1),
@@ -185,7 +185,7 @@ def test_a_key_that_names_them_stands(custom_keys, lam, kappa):
         (dict(type="LBFGS", lr=0.1), 1),  # refuses a second group
     ],
 )
-def test_splits_only_where_the_optimizer_decays(optimizer, groups):
+def test_two_groups_only_if_the_optimizer_decays(optimizer, groups):
     model = Toy()
     wrapper = build_optim_wrapper(model, dict(optimizer=optimizer))
     assert len(wrapper.optimizer.param_groups) == groups
@@ -212,7 +212,7 @@ def test_rprop_with_paramwise_cfg():
 
 
 @pytest.mark.parametrize("paramwise_cfg", [None, dict(bias_decay_mult=0.0)])
-def test_a_step_moves_all_but_lambda_and_kappa(paramwise_cfg):
+def test_a_step_decays_all_but_lambda_and_kappa(paramwise_cfg):
     model = Toy()
     before = {name: param.clone() for name, param in model.named_parameters()}
     cfg = dict(optimizer=SGD, paramwise_cfg=paramwise_cfg)
@@ -236,8 +236,8 @@ def test_a_wrapped_model(paramwise_cfg):
 
     model = Toy()
     cfg = dict(optimizer=SGD, paramwise_cfg=paramwise_cfg)
-    found = settings(build_optim_wrapper(Wrapper(model), cfg), model)
-    assert found == settings(build_optim_wrapper(model, cfg), model)
+    actual = settings(build_optim_wrapper(Wrapper(model), cfg), model)
+    assert actual == settings(build_optim_wrapper(model, cfg), model)
 
 
 @pytest.mark.parametrize(
@@ -252,13 +252,13 @@ def test_an_activation_with_two_parents_is_listed_once(paramwise_cfg):
         id(p) for group in wrapper.optimizer.param_groups for p in group["params"]
     ]
     assert len(listed) == len(set(listed))
-    found = {k: v for k, v in decays(wrapper, model).items() if adaptive(k)}
-    assert found == {f"backbone.0.act.{n}_param": 0.0 for n in ("lambda", "kappa")}
+    actual = {k: v for k, v in decays(wrapper, model).items() if adaptive(k)}
+    assert actual == {f"backbone.0.act.{n}_param": 0.0 for n in ("lambda", "kappa")}
 
 
 @pytest.mark.filterwarnings("ignore:.*GradScaler")  # there may be no GPU
 @pytest.mark.parametrize("amp", [False, True])
-def test_the_wrapper_is_the_configs(amp, monkeypatch):
+def test_the_wrapper_follows_the_config(amp, monkeypatch):
     cfg = ConfigDict(optimizer=SGD, clip_grad=dict(max_norm=35), accumulative_counts=3)
     if amp:
         monkeypatch.setattr(
@@ -286,7 +286,7 @@ def test_the_wrapper_is_the_configs(amp, monkeypatch):
         ("mmengine", "mmdet.DefaultOptimWrapperConstructor", False),
         (None, "mmdet.DefaultOptimWrapperConstructor", False),
         (None, APAOptimWrapperConstructor, False),
-        # What remains is what decay_advice is for.
+        # In the other cases decay_advice tells the user what to do.
         ("mmdet", "mmengine.DefaultOptimWrapperConstructor", True),
         ("mmdet", DefaultOptimWrapperConstructor, True),
         ("mmengine", None, True),
@@ -299,20 +299,20 @@ def test_which_constructor_is_found(scope, default_scope, constructor, decayed):
     if constructor is not None:
         cfg["constructor"] = constructor
     model = Toy()
-    found = decays(build_optim_wrapper(model, cfg), model)
-    assert found["act.lambda_param"] == found["act.kappa_param"] == 0.01 * decayed
+    actual = decays(build_optim_wrapper(model, cfg), model)
+    assert actual["act.lambda_param"] == actual["act.kappa_param"] == 0.01 * decayed
     advice = decay_advice(cfg)
     assert (advice is not None) == decayed
     if decayed:
         assert "get the optimizer's weight decay" in advice
         cfg.update(advised(advice))
-        found = decays(build_optim_wrapper(model, cfg), model)
-        assert found["act.lambda_param"] == found["act.kappa_param"] == 0.0
+        actual = decays(build_optim_wrapper(model, cfg), model)
+        assert actual["act.lambda_param"] == actual["act.kappa_param"] == 0.0
         assert decay_advice(cfg) is None
 
 
 def advised(advice):
-    """What the line at the end of the advice adds to optim_wrapper."""
+    """Return what the last line of the advice adds to optim_wrapper."""
     space = {}
     exec(advice.splitlines()[-1].strip(), space)
     return space["optim_wrapper"]
@@ -357,10 +357,10 @@ def test_learning_rate_decay_exempts_them_too(decay_type):
         optimizer=SGD,
         paramwise_cfg=dict(decay_rate=0.7, decay_type=decay_type, num_layers=6),
     )
-    found = decays(build_optim_wrapper(model, cfg), model)
-    assert sum(map(adaptive, found)) == 10
-    assert found["neck.conv.weight"] == 0.01
-    assert {decay for name, decay in found.items() if adaptive(name)} == {0.0}
+    actual = decays(build_optim_wrapper(model, cfg), model)
+    assert sum(map(adaptive, actual)) == 10
+    assert actual["neck.conv.weight"] == 0.01
+    assert {decay for name, decay in actual.items() if adaptive(name)} == {0.0}
     assert decay_advice(cfg) is None
 
 
@@ -371,11 +371,11 @@ def test_rtmdet():
     head.update(in_channels=8, feat_channels=8, act_cfg=dict(type="AGLU"))
     model = nn.Module()
     model.bbox_head = MODELS.build(head)
-    found = decays(build_optim_wrapper(model, cfg.optim_wrapper), model)
-    assert {decay for name, decay in found.items() if adaptive(name)} == {0.0}
-    assert found["bbox_head.cls_convs.0.0.conv.weight"] == 0.05
-    assert found["bbox_head.cls_convs.0.0.bn.weight"] == 0.0
-    assert sum(map(adaptive, found)) == sum(
+    actual = decays(build_optim_wrapper(model, cfg.optim_wrapper), model)
+    assert {decay for name, decay in actual.items() if adaptive(name)} == {0.0}
+    assert actual["bbox_head.cls_convs.0.0.conv.weight"] == 0.05
+    assert actual["bbox_head.cls_convs.0.0.bn.weight"] == 0.0
+    assert sum(map(adaptive, actual)) == sum(
         adaptive(name) for name, _ in model.named_parameters()
     )
 
@@ -438,10 +438,10 @@ def test_a_run_and_its_resumption(tmp_path, paramwise_cfg):
     )
     resumed.train()
     assert resumed.iter == 4
-    found = settings(resumed.optim_wrapper, resumed.model)
-    assert found == settings(whole.optim_wrapper, whole.model)
+    actual = settings(resumed.optim_wrapper, resumed.model)
+    assert actual == settings(whole.optim_wrapper, whole.model)
     mult = 0.5 if paramwise_cfg else 1
-    for name, setting in found.items():
+    for name, setting in actual.items():
         assert setting["weight_decay"] == (0.0 if adaptive(name) else 0.01)
         assert setting["lr"] == 0.1 * 0.5 * (mult if "act" in name else 1)
     for (name, param), other in zip(

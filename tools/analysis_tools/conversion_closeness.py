@@ -45,7 +45,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apa_mmdet.conversion import ConversionReport, Site, convert_activations
-from apa_mmdet.conversion.kinds import KINDS, MODULES
+from apa_mmdet.conversion.kinds import KINDS
 from apa_mmdet.ops.formula import aglu_grads
 
 KAPPAS = (10.0, 20.0, 50.0, 100.0, 1000.0)
@@ -354,8 +354,7 @@ def pointwise() -> dict[str, tuple[float, float, str]]:
     z = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
     found = {}
     for kind in KINDS:
-        original = next(module for module, name in MODULES.items() if name == kind)
-        model = nn.Sequential(original()).double()
+        model = nn.Sequential(KINDS[kind].module()).double()
         wanted = model(z)
         report = convert_activations(model, types=[kind])
         difference = (model.double()(z) - wanted).abs()

@@ -544,8 +544,9 @@ def _original(base: nn.Module, site: Site, activation: nn.Module) -> Callable:
                 original = copy.copy(base.get_submodule(path))
             except AttributeError:  # it has a site of its own for each call
                 continue
-            original.inplace = False
-            return original.forward
+            if not any(original.children()):
+                original.inplace = False
+                return original.forward
     if kind == "LeakyReLU":
         return partial(F.leaky_relu, negative_slope=activation.negative_slope)
     return _INLINE[kind]

@@ -1,4 +1,4 @@
-"""Convert a checkpoint between the authors' keys and this package's, weights only."""
+"""Convert a checkpoint's weights between the authors' names and this package's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from apa_mmdet.engine import read_checkpoint
-from apa_mmdet.models.architecture import backbone_cfg
-from apa_mmdet.models.published import (
+from apa_mmdet.models.architecture import backbone_cfg, backbone_weights
+from apa_mmdet.models.published_checkpoints import (
     from_published,
     is_published,
     to_published,
@@ -32,46 +32,46 @@ def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="The authors' files load without conversion as well. Optimizer, "
-        "schedule, arguments and the classifier are dropped; of a detector's meta "
-        "data the class names stay.",
+        epilog="The authors' files also load without conversion. Optimizer, schedule, "
+        "arguments and a classifier's head are dropped; of a detector's meta data the "
+        "class names are kept.",
     )
     parser.add_argument("input", help="checkpoint of the authors or of this package")
     parser.add_argument(
-        "output", help="where to write; NAME.pth becomes NAME-<8 digits of sha256>.pth"
+        "output", help="file to write; NAME.pth becomes NAME-<8 digits of sha256>.pth"
     )
     parser.add_argument(
         "--to",
         choices=["apa_mmdet", "published"],
         default="apa_mmdet",
-        help="whose keys to write (default: %(default)s)",
+        help="whose names to write (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
         choices=["model", "model_ema"],
-        help="which weights of a classification file to take (default: model, which "
-        "the authors' programs evaluate and start detectors from)",
+        help="which weights of a classification file to convert (default: model, which "
+        "the authors' programs evaluate and initialise detectors from)",
     )
     parser.add_argument(
         "--check",
         action="store_true",
         help="before writing, build the backbone that the file describes, once with "
-        "the input's weights and once with the output's: both must fill it exactly, "
-        "the keys must be those of that backbone in either spelling, and the feature "
-        "maps of a random image must be equal to 1e-6 of their largest value",
+        "the input's weights and once with the output's: both must load completely, "
+        "the output's names must be exactly the backbone's, and the feature maps of a "
+        "random image must agree to 1e-6 of their largest value",
     )
     return parser.parse_args()
 
 
-def require_room(output: str) -> str:
-    """Return the output's name without ending; it and its folder must be fit for use.
+def output_stem(output: str) -> str:
+    """Return the output's absolute path without ``.pth``, if it can be written.
 
     Raises:
-        SystemExit: If the folder is not there, or an output of that name is.
+        SystemExit: If the folder does not exist, or an output of that name does.
     """
     folder, name = osp.split(osp.abspath(output))
     if not osp.isdir(folder):
-        raise SystemExit(f"output {output}: no folder {folder}; make it first")
+        raise SystemExit(f"output {output}: no folder {folder}; create it first")
     stem = name.removesuffix(".pth")
     if not stem or osp.isdir(output):
         raise SystemExit(f"output {output}: expected the name of a file, as NAME.pth")
@@ -79,17 +79,17 @@ def require_room(output: str) -> str:
     for other in sorted(os.listdir(folder)):
         if taken.fullmatch(other):
             raise SystemExit(
-                f"output {output}: {osp.join(folder, other)} is already there; remove "
+                f"output {output}: {osp.join(folder, other)} already exists; remove "
                 f"it or choose another name"
             )
     return osp.join(folder, stem)
 
 
 def read(path: str) -> object:
-    """Return what the input holds, with the checksums of its tensors verified.
+    """Return the content of the input, after verifying its checksums.
 
     Raises:
-        SystemExit: If it is not there, damaged or refused.
+        SystemExit: If it does not exist, is damaged, or is refused.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -98,30 +98,18 @@ def read(path: str) -> object:
                 damaged = archive.testzip()
             if damaged:
                 raise RuntimeError(
-                    f"{path} is damaged: {damaged} does not match its checksum; fetch "
-                    f"it again"
+                    f"{path} is damaged: {damaged} does not match its checksum; "
+                    f"download it again"
                 )
     except Exception as error:
         raise SystemExit(f"error: {error}") from None
     return checkpoint
 
 
-def backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the backbone's weights of a detector's, or of a backbone's."""
-    if any(key.startswith("layer1.") for key in state):
-        return dict(state)
-    part = "backbone."
-    return {
-        key.removeprefix(part): value
-        for key, value in state.items()
-        if key.startswith(part)
-    }
-
-
 def check(
     before: Mapping[str, Tensor], classification: bool, after: Mapping[str, Tensor]
 ) -> str:
-    """Compare the backbone with the input's weights and with the output's.
+    """Compare a backbone with the input's weights to one with the output's.
 
     Args:
         before: The input's weights.
@@ -129,28 +117,28 @@ def check(
         after: The weights to be written.
 
     Returns:
-        What was found to be equal.
+        A sentence that says what was compared.
 
     Raises:
-        ValueError: If it is no ResNet, or something differs.
+        ValueError: If it is not a ResNet, or something differs.
     """
-    ours = from_published(backbone_of(before), classification)
+    ours = from_published(backbone_weights(before), classification)
     cfg = backbone_cfg(ours)
     backbones = []
-    for state in (ours, from_published(backbone_of(after))):
+    for state in (ours, from_published(backbone_weights(after))):
         backbone = MODELS.build(cfg)
         try:
             backbone.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{cfg} does not take the weights: {error}") from None
-        backbone.eval()  # mmdet's returns nothing
+            raise ValueError(f"{cfg} does not load the weights: {error}") from None
+        backbone.eval()  # mmdet's train() does not return the module
         backbones.append(backbone)
     expected = backbones[0].state_dict()
-    written = set(backbone_of(after))
-    spellings = (set(expected), set(to_published(expected)))
-    if written != spellings[is_published(after)]:
-        odd = sorted(written ^ spellings[is_published(after)])
-        raise ValueError(f"{len(odd)} keys are not those of {cfg}: {odd[:4]}")
+    written = set(backbone_weights(after))
+    names = set(to_published(expected) if is_published(after) else expected)
+    if written != names:
+        wrong = sorted(written ^ names)
+        raise ValueError(f"{len(wrong)} keys are not those of {cfg}: {wrong[:4]}")
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps, others = (backbone(image) for backbone in backbones)
@@ -158,8 +146,8 @@ def check(
         largest, difference = first.abs().max(), (first - second).abs().max()
         if not difference <= _TOLERANCE * largest:
             raise ValueError(
-                f"feature map {level} differs by up to {difference:g}, its largest "
-                f"value being {largest:g}"
+                f"feature map {level} differs by up to {difference:g}; its largest "
+                f"value is {largest:g}"
             )
     return (
         f"{len(written)} backbone keys are those of {cfg['type']}-{cfg['depth']}, and "
@@ -173,7 +161,7 @@ def main() -> None:
     args = parse_args()
     if not osp.isfile(args.input):
         raise SystemExit(f"input {args.input}: no such file")
-    stem = require_room(args.output)
+    stem = output_stem(args.output)
     checkpoint = read(args.input)
     try:
         state, classification = weights_of(checkpoint, args.weights)
@@ -189,7 +177,8 @@ def main() -> None:
     meta = checkpoint.get("meta")
     if isinstance(meta, Mapping) and "dataset_meta" in meta:
         content["meta"] = {"dataset_meta": meta["dataset_meta"]}
-    # Saved to memory first: under another name the file would have another hash.
+    # In memory first, because the name depends on the hash, and torch writes the name
+    # into the file.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()

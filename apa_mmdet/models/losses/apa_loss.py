@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...ops import apa, apa_cross_entropy
 
 # The published loss clamps logits to [-10, 10], where a Gumbel positive has the slope
-# exp(10). Past it the loss goes on along its tangent instead of losing its gradient.
+# exp(10). Beyond that, this loss continues along its tangent and keeps its gradient.
 _MAX_SLOPE = math.exp(10.0)
 
 
@@ -21,10 +21,10 @@ class APALoss(nn.Module):
     """Binary cross-entropy over ``APA(logit)``, one logit per class, no background.
 
     ``lam = 1`` is the sigmoid classifier, ``lam = 0`` the Gumbel classifier of GOL
-    (Alexandridis et al., ECCV 2022). The loss is the sum over classes, averaged over
-    proposals. It follows MMDetection's contract for losses with an activation of their
-    own, so it is used as ``loss_cls`` of any Shared2FC or ConvFC box head, Cascade and
-    HTC included; the background score is 0.
+    (Alexandridis et al., ECCV 2022). The loss is summed over classes and averaged over
+    proposals. It follows MMDetection's interface for losses with their own activation,
+    so it works as ``loss_cls`` of any Shared2FC or ConvFC box head, including those of
+    Cascade and HTC; the background score is 0.
 
     With ``rare_threshold``, negatives of classes whose ``class_frequency`` is below it
     are dropped (DropLoss, Hsieh et al., AAAI 2021): all of them on foreground
@@ -32,15 +32,15 @@ class APALoss(nn.Module):
     proposals of rare classes) / (foreground proposals), 0 if there is no foreground.
 
     Args:
-        num_classes: Number of classes C, background excluded.
-        lam: Starting ``lam >= 0``.
-        kappa: Starting ``kappa > 0``.
+        num_classes: Number of classes C, without background.
+        lam: Initial ``lam >= 0``.
+        kappa: Initial ``kappa > 0``.
         learnable: None for fixed values, ``'shared'`` for one learnable pair,
             ``'class'`` for one pair per class.
         rare_threshold: Frequency below which a class is rare; 0.0011 is published for
-            LVIS v1. None drops nothing.
+            LVIS v1. With None, nothing is dropped.
         loss_weight: Factor on the loss.
-        reduction: ``'mean'`` (by proposals, or ``avg_factor``), ``'sum'`` or
+        reduction: ``'mean'`` (over proposals, or by ``avg_factor``), ``'sum'`` or
             ``'none'`` (N, C).
 
     Attributes:
@@ -48,7 +48,7 @@ class APALoss(nn.Module):
             each class; zeros until ``ClassFrequencyHook`` or a checkpoint fills it.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
 
     custom_cls_channels = True
@@ -71,7 +71,7 @@ class APALoss(nn.Module):
         if not 0 <= lam < math.inf:
             raise ValueError(
                 f"lam={lam}, expected a finite value >= 0; 0 is the Gumbel classifier "
-                f"and 1 the sigmoid"
+                f"and 1 the sigmoid classifier"
             )
         if not 0 < kappa < math.inf:
             raise ValueError(
@@ -104,7 +104,7 @@ class APALoss(nn.Module):
         self._has_frequency = False  # known without looking, which waits for a GPU
 
     def init_weights(self) -> None:
-        """Refuse to start a training that needs class frequencies and has none.
+        """Refuse to start training if class frequencies are needed and missing.
 
         MMEngine's Runner calls this after the hooks' ``before_run`` and before the
         first iteration.
@@ -115,19 +115,19 @@ class APALoss(nn.Module):
         self._require_frequency()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # It describes the data, is no weight, and published checkpoints lack it.
+        # It describes the data and is not a weight; published checkpoints lack it.
         state_dict.setdefault(prefix + "class_frequency", self.class_frequency)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._has_frequency = bool(self.class_frequency.any())
 
     def set_class_frequency(self, frequency: Tensor) -> None:
-        """Fill ``class_frequency``.
+        """Set ``class_frequency``.
 
         Args:
             frequency: Shape (C,), shares of images in [0, 1].
 
         Raises:
-            ValueError: If the shape or a value does not fit.
+            ValueError: If the shape is wrong, or a value is out of range.
         """
         if frequency.shape != self.class_frequency.shape:
             raise ValueError(
@@ -145,10 +145,10 @@ class APALoss(nn.Module):
         self._has_frequency = True
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """Return the number of logits for ``num_classes`` classes: as many.
+        """Return the number of logits for ``num_classes`` classes: the same number.
 
         Raises:
-            ValueError: If it is not the ``num_classes`` of this loss.
+            ValueError: If ``num_classes`` differs from that of this loss.
         """
         if num_classes != self.num_classes:
             raise ValueError(
@@ -159,7 +159,7 @@ class APALoss(nn.Module):
         return num_classes
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
-        """Return scores (N, C + 1) in float32, the background's (last) being 0."""
+        """Return scores (N, C + 1) in float32; the last one, of background, is 0."""
         scores = apa(cls_score.float(), self.lambda_param, self.kappa_param)
         return torch.cat([scores, scores.new_zeros(scores.shape[0], 1)], dim=1)
 
@@ -183,12 +183,12 @@ class APALoss(nn.Module):
             cls_score: Logits (N, C).
             labels: (N,), int64; C is background, negative values are ignored.
             weight: Factor per proposal (N,).
-            avg_factor: Divisor of the sum under ``'mean'``, by default N.
-            reduction_override: Takes the place of ``reduction``.
+            avg_factor: Divisor of the sum with ``'mean'``, by default N.
+            reduction_override: Replaces ``reduction``.
             **kwargs: Ignored, as in MMDetection's other losses.
 
         Raises:
-            RuntimeError: If class frequencies are needed and absent.
+            RuntimeError: If class frequencies are needed and missing.
         """
         reduction = reduction_override or self.reduction
         _check_reduction(reduction)
@@ -223,7 +223,7 @@ class APALoss(nn.Module):
                 f"APALoss(rare_threshold={self.rare_threshold}) needs the training "
                 f"data's class frequencies and has none. Add "
                 f"dict(type='ClassFrequencyHook') to custom_hooks, load a checkpoint "
-                f"that holds class_frequency, call set_class_frequency(), or set "
+                f"with class_frequency, call set_class_frequency(), or set "
                 f"rare_threshold=None"
             )
 

@@ -1,4 +1,4 @@
-"""EQLv2 as a box head's loss, the way MMDetection asks such losses for scores."""
+"""EQLv2 with the interface through which MMDetection's box heads get scores."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, distributed
 class EQLV2BoxLoss(EQLV2Loss):
     """MMDetection's EQLV2Loss, with sigmoid scores in any of its box heads.
 
-    Without this contract a box head takes the softmax of logits that were trained
-    under sigmoids. The last of the C + 1 logits says background; a class's score is its
-    sigmoid times the probability of foreground. The collected gradients are summed over
-    processes whenever there are several.
+    With EQLV2Loss itself, a box head takes the softmax of logits that were trained with
+    sigmoids. The last of the C + 1 logits is background; a class's score is its sigmoid
+    times the probability of foreground. In distributed training, the accumulated
+    gradients are summed over all processes.
 
     Source: Equalization Loss v2, Tan et al., CVPR 2021, arXiv 2012.08548.
 
     Args:
-        num_classes: Number of classes C, background excluded.
+        num_classes: Number of classes C, without background.
         **kwargs: As in mmdet's EQLV2Loss: ``gamma``, ``mu``, ``alpha``,
             ``loss_weight``, ``test_with_obj``.
 
@@ -40,7 +40,7 @@ class EQLV2BoxLoss(EQLV2Loss):
         """Return the number of logits for ``num_classes`` classes: one more.
 
         Raises:
-            ValueError: If it is not the ``num_classes`` of this loss.
+            ValueError: If ``num_classes`` differs from that of this loss.
         """
         if num_classes != self.num_classes:
             raise ValueError(
@@ -51,7 +51,7 @@ class EQLV2BoxLoss(EQLV2Loss):
         return num_classes + 1
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
-        """Return scores (N, C + 1) in float32, the background's last."""
+        """Return scores (N, C + 1) in float32; the last one is background."""
         return super().get_activation(cls_score.float())
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -68,14 +68,14 @@ class EQLV2BoxLoss(EQLV2Loss):
         *args,
         **kwargs,
     ) -> Tensor:
-        """Return the loss, a sum over classes averaged over proposals.
+        """Return the loss, summed over classes and averaged over proposals.
 
         Args:
             cls_score: Logits (N, C + 1).
-            labels: (N,), int64; C is background. Proposals of negative label are left
-                out.
-            weight: (N,); proposals of weight 0 are left out, others count alike.
-            *args: Ignored, as mmdet's EQLV2Loss does.
+            labels: (N,), int64; C is background. Proposals with a negative label are
+                ignored.
+            weight: (N,); proposals with weight 0 are ignored, all others count equally.
+            *args: Ignored, as in mmdet's EQLV2Loss.
             **kwargs: Ignored likewise.
         """
         used = labels >= 0
@@ -84,5 +84,5 @@ class EQLV2BoxLoss(EQLV2Loss):
         self.use_distributed = distributed.is_initialized()
         logits = cls_score[used].float()
         loss = super().forward(logits, labels[used])
-        del self.pred_class_logits, self.gt_classes  # they would keep the whole graph
-        return loss if len(logits) else cls_score.sum() * 0  # and not 0 / 0
+        del self.pred_class_logits, self.gt_classes  # they keep the whole graph alive
+        return loss if len(logits) else cls_score.sum() * 0  # instead of 0 / 0

@@ -1,4 +1,4 @@
-"""RoI heads: the APA classification head and the published predictors."""
+"""RoI heads: the APA box head, and the predictors of the published models."""
 
 from .apa_bbox_head import APABBoxHead
 from .cosine_predictor import CosineConv2d

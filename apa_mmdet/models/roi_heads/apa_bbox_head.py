@@ -1,4 +1,4 @@
-"""The two-FC box head whose classifier starts at its own prior."""
+"""The two-FC box head for APALoss, with a classifier that starts at a prior."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...ops import formula
 from ..losses import APALoss
 
-# Published start of the classifier (GOL): each Gumbel score begins at 0.0006.
+# GOL's initial classifier: every Gumbel score starts at 0.0006.
 _WEIGHT, _BIAS = 0.001, -2.0
 
 
@@ -19,23 +19,23 @@ _WEIGHT, _BIAS = 0.001, -2.0
 class APABBoxHead(Shared2FCBBoxHead):
     """Shared2FC box head for :class:`APALoss`.
 
-    The classifier's weights start at 0.001 and its bias at the logit of a prior, so
-    that the many negatives do not swamp the first iterations; the FCs keep mmdet's
-    Xavier start, and ``fc_reg`` its normal one. Keys are those of Shared2FCBBoxHead,
-    plus lambda and kappa.
+    The classifier's weights are initialised to 0.001 and its bias to the logit of a
+    prior, so that the many negatives do not dominate the first iterations. The other
+    layers are initialised as in mmdet: Xavier for the FCs, normal for ``fc_reg``. Keys
+    are those of Shared2FCBBoxHead, plus lambda and kappa.
 
     Args:
         *args: As in mmdet's Shared2FCBBoxHead.
-        act_cfg: Activation after each FC, a module for each; by default ReLU.
-        prior: Probability in (0, 1) at which every class starts; the bias is its
-            inverse under the loss's starting lam and kappa. By default the published
-            bias of -2.
-        **kwargs: As in mmdet's Shared2FCBBoxHead. With ``init_cfg`` given, nothing is
-            added to it.
+        act_cfg: Activation after each FC, a separate module for each; by default ReLU.
+        prior: Initial score of every class, in (0, 1); the bias is the logit for it at
+            the loss's initial lam and kappa. By default the published bias of -2.
+        init_cfg: As in mmdet's Shared2FCBBoxHead; if given, it alone initialises the
+            head.
+        **kwargs: As in mmdet's Shared2FCBBoxHead.
 
     Raises:
         TypeError: If ``prior`` is given and ``loss_cls`` is not an APALoss.
-        ValueError: If ``prior`` is not in (0, 1), or beside ``init_cfg``.
+        ValueError: If ``prior`` is not in (0, 1), or given with ``init_cfg``.
     """
 
     def __init__(
@@ -56,28 +56,28 @@ class APABBoxHead(Shared2FCBBoxHead):
         if prior is not None:
             self._check_prior(prior, adaptive, init_cfg)
         if adaptive and init_cfg is None:
-            start = dict(
+            fc_cls = dict(name="fc_cls")
+            constant = dict(
                 type="Constant",
                 val=_WEIGHT,
                 bias=_BIAS if prior is None else self._logit(prior),
-                override=dict(name="fc_cls"),
+                override=fc_cls,
             )
             self.init_cfg = [
-                start if cfg["override"] == dict(name="fc_cls") else cfg
-                for cfg in self.init_cfg
+                constant if cfg["override"] == fc_cls else cfg for cfg in self.init_cfg
             ]
 
     def _check_prior(self, prior: float, adaptive: bool, init_cfg: object) -> None:
         if not adaptive:
             raise TypeError(
-                f"prior={prior} needs loss_cls of type 'APALoss' to be inverted, got "
+                f"prior={prior} needs loss_cls of type 'APALoss', got "
                 f"{type(self.loss_cls).__name__}; drop prior or change loss_cls"
             )
         if not 0 < prior < 1:
             raise ValueError(f"prior={prior}, expected a probability in (0, 1)")
         if init_cfg is not None:
             raise ValueError(
-                f"prior={prior} and init_cfg both set the classifier's start; give one"
+                f"prior={prior} and init_cfg both initialise the classifier; give one"
             )
 
     def _logit(self, prior: float) -> float:

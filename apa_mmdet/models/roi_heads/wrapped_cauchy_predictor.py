@@ -14,26 +14,26 @@ _EPS = 1e-6
 
 @MODELS.register_module()
 class WrappedCauchyLinear(nn.Linear):
-    """Logits by the density of the angle between features and class weights.
+    """Logits from the density of the angle between features and class weights.
 
     ``logit = s / (2 pi) * (1 - g**2) / (1 + g**2 - 2 * g * cos(theta))``, the density
-    of a wrapped Cauchy distribution of concentration ``g`` in (0, 1), one per class: a
-    class of few examples can keep a wide one. Use it as
-    ``cls_predictor_cfg=dict(type='WrappedCauchyLinear')`` of a box head with a softmax
-    loss, since all logits are positive.
+    of a wrapped Cauchy distribution with concentration ``g`` in (0, 1), one per class:
+    a class with few examples can keep a wide one. Use it as
+    ``cls_predictor_cfg=dict(type='WrappedCauchyLinear')`` in a box head with a softmax
+    loss, because all logits are positive.
 
     Source: Wrapped Cauchy Distributed Angular Softmax, Han, ICML 2023.
 
     Args:
-        in_features: Length of a feature.
-        out_features: Number of classes C, background included.
+        in_features: Number of input features.
+        out_features: Number of classes C, including background.
         scale: ``s``.
-        learnable: Whether ``s`` is learnt, through its logarithm.
-        concentration: Start of the logit of ``g``.
+        learnable: Whether ``s`` is learnt, as its logarithm.
+        concentration: Initial logit of ``g``.
         **kwargs: As in :class:`torch.nn.Linear`; there is no bias.
 
     Raises:
-        ValueError: If ``scale`` or ``concentration`` is not finite, or ``scale`` not
+        ValueError: If ``scale`` or ``concentration`` is not finite, or ``scale`` is not
             positive.
     """
 
@@ -51,7 +51,7 @@ class WrappedCauchyLinear(nn.Linear):
             raise ValueError(f"scale={scale}, expected a finite number > 0")
         if not math.isfinite(concentration):
             raise ValueError(f"concentration={concentration}, expected a finite number")
-        # One axis, which heads do not initialise anew.
+        # 1-D, because heads re-initialise parameters with more dimensions.
         self.concentration = nn.Parameter(torch.full((out_features,), concentration))
         log_scale = torch.full((1,), math.log(scale))
         if learnable:
@@ -60,14 +60,15 @@ class WrappedCauchyLinear(nn.Linear):
             self.register_buffer("log_scale", log_scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, C), in float32, of ``x`` (N, in_features)."""
+        """Return logits (N, C) in float32 for ``x`` (N, in_features)."""
         with torch.autocast(x.device.type, enabled=False):
             x, weight, concentration = (
                 tensor.float() for tensor in (x, self.weight, self.concentration)
             )
             cosine = F.linear(F.normalize(x, eps=_EPS), F.normalize(weight, eps=_EPS))
-            g, rest = concentration.sigmoid(), (-concentration).sigmoid()
-            # 1 - g and 1 - cos(theta) as they are: 1 + g**2 - 2 * g cancels near 1.
-            spread = rest.square() + 2 * g * (1 - cosine)
-            factor = self.log_scale.float().exp() / (2 * math.pi) * rest * (1 + g)
-            return factor / spread.clamp(min=torch.finfo(spread.dtype).tiny)
+            g, one_minus_g = concentration.sigmoid(), (-concentration).sigmoid()
+            # 1 + g**2 - 2 * g * cos(theta), without cancellation where g is near 1.
+            denominator = one_minus_g.square() + 2 * g * (1 - cosine)
+            scale = self.log_scale.float().exp() / (2 * math.pi)
+            tiny = torch.finfo(denominator.dtype).tiny
+            return scale * one_minus_g * (1 + g) / denominator.clamp(min=tiny)

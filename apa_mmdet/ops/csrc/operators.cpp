@@ -90,13 +90,20 @@ void check_per_channel(const char* name, const Tensor& tensor, const Tensor& x) 
   check_device(name, tensor, x);
 }
 
+void check_statistic(const char* name, const Tensor& tensor, const Tensor& x) {
+  check_per_channel(name, tensor, x);
+  TORCH_CHECK_VALUE(!tensor.defined() || !tensor.requires_grad(), name,
+                    " requires a gradient, expected a constant; use ", name,
+                    ".detach()");
+}
+
 void check_norm(const Arguments& a) {
   const Tensor& x = a.x;
   TORCH_CHECK_VALUE(x.dim() == 4, "x has shape ", shape(x), ", expected (N, C, H, W)");
   check_per_channel("weight", a.norm.weight, x);
   check_per_channel("bias", a.norm.bias, x);
-  check_per_channel("mean", a.norm.mean, x);
-  check_per_channel("var", a.norm.var, x);
+  check_statistic("mean", a.norm.mean, x);
+  check_statistic("var", a.norm.var, x);
   if (a.gate.defined()) {
     TORCH_CHECK_TYPE(at::isFloatingType(a.gate.scalar_type()),
                      "gate must be a floating-point tensor, got ", dtype(a.gate));
@@ -127,8 +134,8 @@ void check_norm(const Arguments& a) {
       "norm's mean and variance as well");
   check_per_channel("residual_weight", other.weight, x);
   check_per_channel("residual_bias", other.bias, x);
-  check_per_channel("residual_mean", other.mean, x);
-  check_per_channel("residual_var", other.var, x);
+  check_statistic("residual_mean", other.mean, x);
+  check_statistic("residual_var", other.var, x);
 }
 
 void check(const Arguments& a) {

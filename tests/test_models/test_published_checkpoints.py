@@ -1,4 +1,4 @@
-"""The authors' checkpoints load as they are and compute what their code does."""
+"""The authors' checkpoints load as they are and compute what their code computes."""
 
 import copy
 import logging
@@ -18,7 +18,11 @@ from torch import nn
 
 from apa_mmdet.engine.launch import prepare_load_from
 from apa_mmdet.models import APAResNet
-from apa_mmdet.models.published import from_published, is_published, to_published
+from apa_mmdet.models.published_checkpoints import (
+    from_published,
+    is_published,
+    to_published,
+)
 
 PLUGINS = {"se": "APASELayer", "cbam": "APACBAM"}
 
@@ -30,7 +34,7 @@ def backbone(depth=50, attention="se", gate="APA", **kwargs):
     return APAResNet(depth, norm_eval=True, **kwargs)
 
 
-# The published architecture, written down on its own, from the authors' names.
+# An independent implementation of the published architecture, by the authors' names.
 
 
 def apa(state, key, z):
@@ -113,14 +117,14 @@ MODELS_TO_COMPARE = [(50, "se"), (101, "se"), (50, "cbam")]
 def test_feature_maps_are_the_published_ones(published_state, depth, attention):
     state = published_state(depth, attention)
     model = backbone(depth, attention)
-    model.eval()  # mmdet's returns nothing
+    model.eval()  # mmdet's train() does not return the module
     model.load_state_dict(state)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         outs, expected = model(x), features(state, x)
     for out, other in zip(outs, expected, strict=True):
         assert 0.1 < other.abs().mean() < 10
-        # A hundred layers round: 1e-5 of the map's largest value, and see below.
+        # A hundred layers accumulate rounding errors; the next test is in float64.
         scale = float(other.abs().max())
         torch.testing.assert_close(out, other, rtol=1e-5, atol=1e-5 * scale)
 
@@ -166,7 +170,7 @@ def test_maps_and_gradients_in_double_precision(published_state, depth, attentio
 
 
 class Transcribed(nn.Module):
-    """A backbone that is nothing but the functions above."""
+    """A backbone that consists of the functions above."""
 
     def __init__(self, state):
         super().__init__()
@@ -186,11 +190,11 @@ def detector_cfg(repo, name):
 
 
 def published_detector(model, backbone_state):
-    """Return a detection file's weights: neck and heads have mmdet's names."""
+    """Return the weights in a detection file: neck and heads have mmdet's names."""
     state = {f"backbone.{key}": value for key, value in backbone_state.items()}
     generator = torch.Generator().manual_seed(2)
     for key, value in model.state_dict().items():
-        # What APALoss keeps about the data set is no part of their files.
+        # APALoss's buffer about the data set is not in the authors' files.
         if not key.startswith("backbone.") and not key.endswith("class_frequency"):
             fan_in = max(value[0].numel(), 1) if value.dim() else 1
             drawn = torch.randn(value.shape, generator=generator)
@@ -199,20 +203,20 @@ def published_detector(model, backbone_state):
 
 
 def outputs(model, image):
-    """Return what neck and heads compute, before anything is sorted by score."""
+    """Return what neck and heads compute before anything is sorted by score."""
     model.eval()
     rois = torch.tensor([[0, 4, 8, 60, 70], [0, 0, 0, 127, 95], [0, 30, 20, 50, 90.0]])
     with torch.no_grad():
         maps = model.extract_feat(image)
         box = model.roi_head._bbox_forward(maps, rois)
         mask = model.roi_head._mask_forward(maps, rois)
-        found = {f"map {level}": x for level, x in enumerate(maps)}
+        values = {f"map {level}": x for level, x in enumerate(maps)}
         for part, levels in zip(("objectness", "deltas"), model.rpn_head(maps)):
-            found |= {f"{part} {level}": x for level, x in enumerate(levels)}
-        found["scores"] = model.roi_head.bbox_head.loss_cls.get_activation(
+            values |= {f"{part} {level}": x for level, x in enumerate(levels)}
+        values["scores"] = model.roi_head.bbox_head.loss_cls.get_activation(
             box["cls_score"]
         )
-    return {**found, "boxes": box["bbox_pred"], "masks": mask["mask_preds"]}
+    return {**values, "boxes": box["bbox_pred"], "masks": mask["mask_preds"]}
 
 
 def predict(model, image):
@@ -233,7 +237,7 @@ def test_the_published_r101_detector(published_state, repo, tmp_path):
     cfg = detector_cfg(repo, "mask_rcnn_se_r101_apa")
     model = MODELS.build(copy.deepcopy(cfg))
     state = published_detector(model, published_state(101))
-    model.load_state_dict(state)  # strict: nothing missing, nothing unknown
+    model.load_state_dict(state)  # strict: no missing or unexpected keys
 
     # mmdet's own parts around the transcription, with mmdet's cosine predictor.
     cfg.backbone = dict(type="ResNet", depth=18)
@@ -261,12 +265,12 @@ def test_the_published_r101_detector(published_state, repo, tmp_path):
         torch.testing.assert_close(
             out, expected, rtol=1e-5, atol=1e-5 * scale, msg=name
         )
-    found = predict(model, image)
-    assert len(found) == 8 and found.masks.shape == (8, 96, 128)
+    instances = predict(model, image)
+    assert len(instances) == 8 and instances.masks.shape == (8, 96, 128)
 
 
 def test_the_published_r50_detector_is_filled(published_state, repo):
-    """CARAFE has no kernel for CPUs."""
+    """Only loaded, since CARAFE has no CPU kernel."""
     model = MODELS.build(detector_cfg(repo, "mask_rcnn_se_r50_apa"))
     state = published_detector(model, published_state(50))
     temperature = "roi_head.mask_head.conv_logits.tempearture"
@@ -280,7 +284,7 @@ def test_the_published_r50_detector_is_filled(published_state, repo):
 
 @pytest.fixture
 def warnings_of_mmengine(monkeypatch):
-    """What MMEngine says about keys while it loads."""
+    """MMEngine's warnings about keys while it loads."""
     said = []
 
     def note(record):
@@ -310,7 +314,7 @@ KINDS = {
     "classification with ema": lambda state, nest: nest(
         state, model_ema={f"module.{k}": torch.zeros_like(v) for k, v in state.items()}
     ),
-    "ema alone": lambda state, nest: {
+    "ema only": lambda state, nest: {
         "model_ema": {f"module.{k}": v for k, v in state.items()}
         | {"n_averaged": torch.tensor(3), "module.fc.weight": torch.zeros(1)}
     },
@@ -336,7 +340,7 @@ def test_every_kind_of_file_is_a_pretrained_backbone(
 
 
 def starting_from(content, path, **settings):
-    """Return a config as tools/train.py starts with it."""
+    """Return a config as tools/train.py prepares it."""
     torch.save(content, path)
     plugin = dict(cfg=dict(type="APASELayer"), position="after_conv3")
     own = dict(type="APAResNet", depth=50, base_channels=16, plugins=[plugin])
@@ -346,7 +350,7 @@ def starting_from(content, path, **settings):
 
 
 @pytest.mark.parametrize("kind", ["backbone", "state_dict", "classification"])
-def test_load_from_fills_the_backbone_of_a_file_that_has_no_more(
+def test_load_from_a_file_with_only_a_backbone_fills_the_backbone(
     kind, published_state, classification_file, tmp_path, warnings_of_mmengine
 ):
     state = published_state(**SMALL)
@@ -359,7 +363,7 @@ def test_load_from_fills_the_backbone_of_a_file_that_has_no_more(
     assert all(torch.equal(model.state_dict()[k], v) for k, v in expected.items())
 
 
-def test_load_from_takes_a_detectors_file_as_it_is(published_state, tmp_path):
+def test_load_from_a_detectors_file_is_unchanged(published_state, tmp_path):
     path = tmp_path / "file.pth"
     cfg = starting_from(KINDS["detection"](published_state(**SMALL), None), path)
     assert cfg.load_from == str(path) and "init_cfg" not in cfg.model.backbone
@@ -371,7 +375,7 @@ def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
         starting_from(published_state(**SMALL), path, resume=True)
     for content, words in (
         ({"model": Touch(touched)}, "asks for posix.system.*refused"),
-        (3, "file.pth: holds a int, expected a dict"),
+        (3, "file.pth: contains a int, expected a dict"),
         ({"state_dict": 3}, "'state_dict' is a int"),
         ({"epoch": 3}, "expected weights by name.*got epoch"),
     ):
@@ -415,7 +419,7 @@ def test_both_spellings_of_a_key_are_refused():
         from_published(state)
 
 
-def test_our_own_and_others_checkpoints_stay_as_they_are(tmp_path):
+def test_other_checkpoints_are_not_changed(tmp_path):
     model = backbone(base_channels=16)
     with torch.no_grad():
         model.relu.lambda_param.fill_(-0.5)
@@ -436,7 +440,7 @@ def test_our_own_and_others_checkpoints_stay_as_they_are(tmp_path):
 # Values.
 
 
-def test_lambda_and_kappa_as_the_published_code_uses_them(published_state):
+def test_lambda_and_kappa_get_the_values_the_published_code_uses(published_state):
     state = published_state(**SMALL)
     stem, site, gate = (
         f"{name}.lambda_param"
@@ -453,7 +457,7 @@ def test_lambda_and_kappa_as_the_published_code_uses_them(published_state):
     first, second = model.layer1[0], model.layer1[1]
     for module in (model.relu, first.act1, first.se.gate, second.act1):
         assert module.lambda_param == torch.tensor(1e-4)
-    # Code that has learnable activations bounds its gates on that side only.
+    # The code with learnable activations only bounds its gates from below.
     assert second.se.gate.lambda_param == 50 and second.se.gate.kappa_param == -9
 
     model.load_state_dict({**state, "fc.weight": torch.zeros(1)})
@@ -476,7 +480,7 @@ def test_gates_of_the_older_code_are_bounded(published_state, attention, bound):
 
 
 def test_features_with_lambda_below_zero(published_state):
-    """Next to the transcription with the clamp of the published code."""
+    """Compared with the transcription, with the clamp of the published code."""
     state = published_state(**SMALL)
     generator = torch.Generator().manual_seed(3)
     for key in [key for key in state if key.endswith("lambda_param")]:
@@ -497,7 +501,7 @@ def test_features_with_lambda_below_zero(published_state):
 
 @pytest.mark.parametrize("attention", ["se", "cbam"])
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_round_trip_is_equal_to_the_byte(published_state, attention, prefix):
+def test_round_trip_is_exact(published_state, attention, prefix):
     state = published_state(attention=attention, **SMALL)
     state = {prefix + key: value for key, value in state.items()}
     ours = from_published(state)
@@ -508,7 +512,7 @@ def test_round_trip_is_equal_to_the_byte(published_state, attention, prefix):
     assert list(from_published(again)) == list(ours)
 
 
-# What must not be loaded.
+# Files that must be refused.
 
 WRONG = {
     "no SE": (
@@ -540,12 +544,12 @@ def test_another_architecture_is_refused_with_the_setting(
     state = published_state(**SMALL, **file)
     model = backbone(**{"base_channels": 16, **model})
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="of another architecture.*" + words):
+    with pytest.raises(RuntimeError, match="has another architecture.*" + words):
         mmengine_loads(model, state, tmp_path / "file.pth")
     with pytest.raises(RuntimeError, match=words):
         model.load_state_dict(state, strict=False)
     after = model.state_dict()
-    # init_weights() itself has drawn anew; nothing else may have come in.
+    # init_weights() has drawn the weights again; lambda and kappa must not change.
     assert all(torch.equal(after[k], before[k]) for k in before if "param" in k)
 
 
@@ -557,7 +561,7 @@ def test_attention_without_a_norm_is_refused(published_state):
 
 
 class Touch:
-    """Pickled, it is a call that would make a file."""
+    """Pickles as a call that creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -581,7 +585,7 @@ def test_a_hostile_download_is_refused_and_not_run(tmp_path, monkeypatch):
     folder = tmp_path / "hub/checkpoints"
     folder.mkdir(parents=True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    # What has been downloaded before is not fetched again.
+    # A file in the cache is not downloaded again.
     torch.save({"model": Touch(touched)}, folder / "evil.pth")
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(backbone(base_channels=16), "https://localhost/evil.pth")

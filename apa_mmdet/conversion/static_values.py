@@ -1,4 +1,4 @@
-"""What an expression in a module's method is worth, before the module has run."""
+"""What an expression in a module's method evaluates to, before the module has run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FUNCTIONS: dict[str, Callable] = {
     + (list, max, min, range, reversed, sorted, tuple, zip)
 }
 _VIEWS = ("items", "keys", "values")
-# They change from one call to the next.
+# Attributes that change from one call to the next.
 _CHANGING = ("training", "requires_grad")
 _LONGEST_LOOP = 1000
 
@@ -27,10 +27,10 @@ def evaluate(
     """Return the value of an expression, or UNKNOWN.
 
     Args:
-        expression: It may read attributes of what is known, index, compare and count;
-            whatever else it calls makes it UNKNOWN.
+        expression: It may read attributes of known values, index, compare and count.
+            Any other call makes it UNKNOWN.
         known: Values of local names, ``self`` among them.
-        module_globals: The globals of the function it stands in.
+        module_globals: The globals of the function that contains it.
     """
     for node in ast.walk(expression):
         if isinstance(node, ast.Call):
@@ -62,40 +62,40 @@ def decide(
 ) -> Any:
     """Return whether a condition holds, or UNKNOWN."""
     if isinstance(test, ast.BoolOp):
-        parts = [decide(part, known, module_globals) for part in test.values]
+        operands = [decide(value, known, module_globals) for value in test.values]
         settles = isinstance(test.op, ast.Or)
-        if any(part is settles for part in parts):
+        if any(operand is settles for operand in operands):
             return settles
-        return UNKNOWN if UNKNOWN in parts else not settles
+        return UNKNOWN if UNKNOWN in operands else not settles
     value = evaluate(test, known, module_globals)
     try:
         return value if value is UNKNOWN else bool(value)
-    except Exception:  # the truth of a tensor, for one
+    except Exception:  # for instance the truth of a tensor
         return UNKNOWN
 
 
-def items(value: Any) -> list | None:
-    """Return what a loop over ``value`` would go through, None if that is unknown."""
-    if value is UNKNOWN or isinstance(value, (str, Tensor)):
+def loop_values(iterable: Any) -> list | None:
+    """Return the values that a loop over ``iterable`` takes, None if unknown."""
+    if iterable is UNKNOWN or isinstance(iterable, (str, Tensor)):
         return None
-    if isinstance(value, nn.Module) and not hasattr(value, "__iter__"):
+    if isinstance(iterable, nn.Module) and not hasattr(iterable, "__iter__"):
         return None
-    if not isinstance(value, Iterable):
+    if not isinstance(iterable, Iterable):
         return None
-    found = []
-    for item in value:
-        if isinstance(item, Tensor) or len(found) == _LONGEST_LOOP:
+    values = []
+    for value in iterable:
+        if isinstance(value, Tensor) or len(values) == _LONGEST_LOOP:
             return None
-        found.append(item)
-    return found
+        values.append(value)
+    return values
 
 
-def hold_modules(values: list) -> bool:
-    """Tell whether a loop over these values goes through modules."""
+def contain_modules(values: list) -> bool:
+    """Tell whether any of a loop's values is a module, or a tuple with one."""
     return any(
-        isinstance(part, nn.Module)
+        isinstance(item, nn.Module)
         for value in values
-        for part in (value if isinstance(value, tuple) else (value,))
+        for item in (value if isinstance(value, tuple) else (value,))
     )
 
 
@@ -105,12 +105,12 @@ def bind(target: ast.expr, value: Any) -> dict[str, Any]:
         return {target.id: value}
     if isinstance(target, (ast.Tuple, ast.List)):
         try:
-            parts = list(value)
+            values = list(value)
         except TypeError:
-            parts = []
-        if len(parts) == len(target.elts):
+            values = []
+        if len(values) == len(target.elts):
             names: dict[str, Any] = {}
-            for element, part in zip(target.elts, parts):
-                names.update(bind(element, part))
+            for element, item in zip(target.elts, values):
+                names.update(bind(element, item))
             return names
     return {}

@@ -1,4 +1,4 @@
-"""A walk through a module's methods, along the paths that its attributes allow."""
+"""A walk through the statements of a module's methods that can run."""
 
 from __future__ import annotations
 
@@ -6,45 +6,36 @@ import ast
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from .evaluation import UNKNOWN, bind, decide, evaluate, hold_modules, items
+from .edits import Place, position
 from .source import methods, syntax
-
-Position = tuple[int, int, int, int]
-
-
-def position(node: ast.AST) -> Position:
-    """Return where a node stands in its file."""
-    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
-
-
-@dataclass(frozen=True)
-class Place:
-    """A node in a method: the class that defines it, its name, where it stands."""
-
-    owner: type
-    method: str
-    position: Position
+from .static_values import (
+    UNKNOWN,
+    bind,
+    contain_modules,
+    decide,
+    evaluate,
+    loop_values,
+)
 
 
 class Walker(ast.NodeVisitor):
-    """Visits the statements of methods that can run, as the module is now.
+    """Visits the statements that can run, with the module's attributes as they are.
 
-    A condition on the module's attributes leads into one arm only. A loop over the
-    module's own layers is gone through layer by layer; a loop over anything that is
-    known only when it runs is gone through once.
+    Of a condition on the module's attributes, only the branch it selects is visited. A
+    loop over the module's own layers is visited once for each layer, any other loop
+    once.
 
     Args:
         module: The module.
 
     Attributes:
         methods: The methods of the module, with the class of each.
-        reached: The methods that have been walked through.
+        reached: The methods that have been visited.
         unreadable: Methods whose source could not be read.
         loops: The loops over own layers around the current node, outermost first.
         index: The pass through each of those loops.
@@ -55,10 +46,10 @@ class Walker(ast.NodeVisitor):
         self.module = module
         self.methods = methods(type(module))
         self.unreadable: dict[str, None] = {}
-        self.restart()
+        self.reset()
 
-    def restart(self) -> None:
-        """Forget the way that has been gone."""
+    def reset(self) -> None:
+        """Reset the traversal."""
         self.reached: set[tuple[type, str]] = set()
         self.loops: tuple[Place, ...] = ()
         self.index: tuple[int, ...] = ()
@@ -72,13 +63,13 @@ class Walker(ast.NodeVisitor):
     def enter(
         self, name: str, owner: type, function: FunctionType, known: Mapping
     ) -> None:
-        """Walk through a method, which may be a base class's version.
+        """Visit a method, which may be a base class's version.
 
         Args:
             name: Its name.
             owner: The class that defines it.
             function: The method.
-            known: The values of its parameters, as far as they are known.
+            known: The known values of its parameters.
         """
         here = (owner, name)
         if here in self._stack:
@@ -96,7 +87,7 @@ class Walker(ast.NodeVisitor):
         self._self = node.args.args[0].arg
         self._globals = inspect.unwrap(function).__globals__
         self._known = {**known, self._self: self.module}
-        # The loops around the call are out of reach in here.
+        # A rewritten call in here could not see the loops around the method's call.
         self.repeated = self.repeated or bool(self.loops)
         self.loops, self.index = (), ()
         self._run(node.body)
@@ -106,7 +97,7 @@ class Walker(ast.NodeVisitor):
 
     @property
     def current(self) -> tuple[type, str]:
-        """The method that is being walked through: its class and its name."""
+        """The method being visited: its class and its name."""
         return self._stack[-1]
 
     def place(self, node: ast.AST) -> Place:
@@ -130,12 +121,12 @@ class Walker(ast.NodeVisitor):
         self._known = known
 
     # ------------------------------------------------------------------- statements
-    def _run(self, parts: Iterable[Any]) -> bool:
-        """Visit nodes in turn; return whether the last one leaves the block."""
-        for part in parts:
-            leaves = self.visit(part)
+    def _run(self, nodes: Iterable[Any]) -> bool:
+        """Visit nodes in turn; return whether one of them leaves the block."""
+        for node in nodes:
+            leaves = self.visit(node)
             if leaves or isinstance(
-                part, (ast.Return, ast.Raise, ast.Break, ast.Continue)
+                node, (ast.Return, ast.Raise, ast.Break, ast.Continue)
             ):
                 return True
         return False
@@ -157,18 +148,19 @@ class Walker(ast.NodeVisitor):
         holds = decide(node.test, self._known, self._globals)
         self.visit_test(node.test)
         leaves = []
-        for arm, runs_if in ((node.body, True), (node.orelse, False)):
+        for branch, runs_if in ((node.body, True), (node.orelse, False)):
             if holds is UNKNOWN or holds is runs_if:
-                leaves.append(self._run(arm if isinstance(arm, list) else [arm]))
+                nodes = branch if isinstance(branch, list) else [branch]
+                leaves.append(self._run(nodes))
         return all(leaves)
 
     visit_IfExp = visit_If
 
     def visit_test(self, node: ast.expr) -> None:
-        """Visit a condition, but not where it only asks whether something is there."""
+        """Visit a condition, except where it only asks whether an attribute is set."""
         if isinstance(node, (ast.BoolOp, ast.UnaryOp, ast.Compare)):
-            for part in ast.iter_child_nodes(node):
-                self.visit_test(part)
+            for child in ast.iter_child_nodes(node):
+                self.visit_test(child)
         elif not (isinstance(node, ast.Attribute) and self.is_self(node.value)):
             self.visit(node)
 
@@ -179,7 +171,7 @@ class Walker(ast.NodeVisitor):
         self._run(node.orelse)
 
     def _loop(self, here: ast.AST, target: ast.expr, over: ast.expr, body: list):
-        values = items(self.value(over))
+        values = loop_values(self.value(over))
         known, loops, index = self._known, self.loops, self.index
         repeated = self.repeated
         if values is None:
@@ -187,7 +179,7 @@ class Walker(ast.NodeVisitor):
             with self._without(_names(target)):
                 self._run(body)
         else:
-            is_own = hold_modules(values) or self._selects(target, body)
+            is_own = contain_modules(values) or self._selects(target, body)
             if is_own:
                 self.loops = (*loops, self.place(here))
             for number, value in enumerate(values):
@@ -198,9 +190,9 @@ class Walker(ast.NodeVisitor):
         self.repeated = repeated
 
     def _selects(self, target: ast.expr, body: list) -> bool:
-        """Tell whether the loop's variable picks among the module's own layers."""
+        """Tell whether the loop's variable selects among the module's own layers."""
         names = _names(target)
-        for node in (node for part in body for node in ast.walk(part)):
+        for node in (node for statement in body for node in ast.walk(statement)):
             if isinstance(node, ast.Subscript):
                 root, key = node.value, node.slice
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":

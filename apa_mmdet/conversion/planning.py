@@ -1,0 +1,263 @@
+"""The sites of a model: which activations there are to put in, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from . import kinds
+from .call_sites import CallReader
+from .edits import BaseCall, SiteCall
+from .grouping import CallGroup, group_calls
+from .rewriting import is_rewritten
+from .rules import BlockConverter, converter_of
+from .source import calls_on_others, is_container, mentions, methods, syntax
+
+# Without any of these, nothing is called inline and nothing repeatedly.
+_WORTH_READING = (*kinds.FUNCTION_NAMES, "multi_apply", "map(", "for ")
+
+
+@dataclass
+class PlannedSite:
+    """A site, before the user's options decide on it.
+
+    Attributes:
+        attribute: The module's attribute that is the activation, or will hold it.
+        key: The site's key in the ``ActivationSites`` that the attribute becomes, or
+            the name that a :class:`BlockConverter` gives it; None if the attribute
+            becomes the activation itself.
+        kind: What is there now, a key of ``kinds.KINDS``, or ``kinds.GATE``.
+        options: AGLU's further arguments.
+        shared: Why more than one call leads to it, or "".
+        method: For a function that is called inline, the method; else None.
+    """
+
+    attribute: str
+    key: str | None
+    kind: str
+    options: dict[str, Any]
+    shared: str = ""
+    method: str | None = None
+
+    def fixed_activation(self) -> nn.Module:
+        """Return a module that computes what is there now."""
+        if self.kind == kinds.GATE:
+            return nn.Sigmoid()
+        slope = {k: v for k, v in self.options.items() if k == "negative_slope"}
+        return kinds.KINDS[self.kind].module(**slope)
+
+
+@dataclass
+class ModulePlan:
+    """What there is to convert in one module, its children aside.
+
+    Attributes:
+        module: The module.
+        paths: Its paths in the model, of which reports use the first.
+        ancestors: The modules around it, the nearest first.
+        repeated: Whether it runs more than once in one pass of the model.
+        sites: Its sites.
+        site_calls: The calls to route to them, by the site's attribute.
+        base_calls: Calls of base classes' methods that may contain one of these.
+        left: What cannot be converted, as (name, kind, reason).
+        repeated_children: Names of children used repeatedly with the same weights.
+        converter: What converts the module, if its source is not rewritten.
+    """
+
+    module: nn.Module
+    paths: list[str] = field(default_factory=list)
+    ancestors: tuple[nn.Module, ...] = ()
+    repeated: bool = False
+    sites: list[PlannedSite] = field(default_factory=list)
+    site_calls: dict[str, list[SiteCall]] = field(default_factory=dict)
+    base_calls: tuple[BaseCall, ...] = ()
+    left: list[tuple[str, str, str]] = field(default_factory=list)
+    repeated_children: set[str] = field(default_factory=set)
+    converter: BlockConverter | None = None
+
+    def path_of(self, site: PlannedSite) -> str:
+        """Return a site's path in the model once it is converted."""
+        attribute = None if self.converter else site.attribute
+        return join(self.paths[0], attribute, site.key)
+
+
+def join(*names: str | None) -> str:
+    """Return a dotted path of the names that are not empty."""
+    return ".".join(name for name in names if name)
+
+
+def plan_model(model: nn.Module) -> list[ModulePlan]:
+    """Plan every module of a model, each at its first path.
+
+    What was converted on its own is left out.
+    """
+    plans: dict[int, ModulePlan] = {}
+    classes = {type(module) for module in model.modules()}
+
+    def is_called_elsewhere(name: str) -> bool:
+        return any(calls_on_others(cls, name) for cls in classes)
+
+    def visit(module: nn.Module, path: str, ancestors: tuple, repeated: bool) -> None:
+        if id(module) in plans:
+            plans[id(module)].paths.append(path)
+            return
+        if "conversion_report" in vars(module):
+            return
+        plan = plan_module(module, is_called_elsewhere)
+        plan.paths, plan.ancestors, plan.repeated = [path], ancestors, repeated
+        plans[id(module)] = plan
+        unconvertible = []
+        for name, child in module._modules.items():
+            if child is None or kinds.kind_of(child) is not None:
+                continue
+            reason = kinds.reason_to_leave(child)
+            if reason is not None:
+                unconvertible.append((name, type(child).__name__, reason))
+                continue
+            again = repeated or name in plan.repeated_children
+            visit(child, join(path, name), (module, *ancestors), again)
+        plan.left[:0] = unconvertible
+
+    visit(model, "", (), False)
+    return list(plans.values())
+
+
+def plan_module(
+    module: nn.Module, is_called_elsewhere: Callable[[str], bool]
+) -> ModulePlan:
+    """Find the sites of one module.
+
+    Args:
+        module: The module.
+        is_called_elsewhere: Tells whether some module calls an attribute of that name
+            on an object other than itself.
+    """
+    plan = ModulePlan(module)
+    activations = _activation_attributes(module)
+    converter = converter_of(module)
+    if converter is not None and activations.keys() >= set(converter.sites.values()):
+        plan.converter = converter
+        for name, attribute in converter.sites.items():
+            plan.sites.append(_whole(module, attribute, activations[attribute], name))
+        return plan
+    if is_container(module):
+        plan.sites = [_whole(module, *item) for item in activations.items()]
+    elif not is_rewritten(module) and (activations or _is_worth_reading(module)):
+        _read(plan, activations, is_called_elsewhere)
+    return plan
+
+
+def _activation_attributes(module: nn.Module) -> dict[str, str]:
+    """Return the attributes of a module that are activations, with their kinds.
+
+    They are child modules, or functions such as ``self.activation = F.relu``.
+    """
+    attributes = {}
+    for name, child in module._modules.items():
+        kind = None if child is None else kinds.kind_of(child)
+        if kind is not None:
+            attributes[name] = kind
+    for name, value in vars(module).items():
+        if callable(value) and not isinstance(value, nn.Module):
+            kind = kinds.kind_of(value)
+            if kind is not None:
+                attributes[name] = kind
+    return attributes
+
+
+def _is_worth_reading(module: nn.Module) -> bool:
+    functions = (function for _, function in methods(type(module)).values())
+    return mentions(type(module), _WORTH_READING) or any(
+        syntax(function) is None for function in functions
+    )
+
+
+def _read(
+    plan: ModulePlan,
+    activations: dict[str, str],
+    is_called_elsewhere: Callable[[str], bool],
+) -> None:
+    """Plan a module by reading its methods."""
+    module = plan.module
+    reader = CallReader(module, set(activations))
+    groups = group_calls(reader.entries())
+    plan.base_calls = tuple(reader.base_calls)
+    plan.repeated_children = reader.repeated_children
+    plan.left += [(f"{method}()", what, why) for method, what, why in reader.left]
+    for method in reader.unreadable:
+        why = "the source of this method could not be read"
+        plan.left.append((f"{method}()", "unknown", why))
+    for attribute, kind in activations.items():
+        own = [group for group in groups if group.first.attribute == attribute]
+        if attribute in reader.discarded:
+            why = "it is called only for its effect on the input"
+            plan.left.append((attribute, kind, why))
+        elif own and attribute not in reader.escapes:
+            options = _options(getattr(module, attribute), kind)
+            _add_sites(plan, own, attribute, kind, options)
+        elif (
+            attribute in reader.escapes
+            or reader.looks_up
+            or reader.unreadable
+            or is_called_elsewhere(attribute)
+        ):
+            plan.sites.append(_whole(module, attribute, kind))
+        else:
+            plan.left.append((attribute, kind, "never called"))
+
+    inline: dict[tuple, list[CallGroup]] = {}
+    for group in groups:
+        if group.first.attribute is None:
+            inline.setdefault(group.category, []).append(group)
+    taken = set(activations)
+    for own in inline.values():
+        kind = own[0].first.kind
+        name = kind.lower()
+        while hasattr(module, name) or name in taken:
+            name += "_inline"
+        taken.add(name)
+        options = {**kinds.KINDS[kind].options, **own[0].first.options}
+        _add_sites(plan, own, name, kind, options)
+
+
+def _add_sites(
+    plan: ModulePlan, groups: list[CallGroup], attribute: str, kind: str, options: dict
+) -> None:
+    """Give every group and pass its site, and route the calls to it."""
+    is_only_one = sum(len(group.passes) for group in groups) == 1
+    for i, group in enumerate(groups):
+        call = group.first
+        method = call.place.method if call.attribute is None else None
+        number = str(i) if len(groups) > 1 else None
+        for index in group.passes:
+            numbers = [] if number is None else [number]
+            key = None if is_only_one else "_".join([*numbers, *map(str, index)])
+            site = PlannedSite(attribute, key, kind, options, group.why_shared())
+            site.method = method
+            plan.sites.append(site)
+        if is_only_one and call.attribute is not None and not call.takes_more:
+            continue
+        for place, loops in group.loops.items():
+            routed = SiteCall(place, attribute, number, () if is_only_one else loops)
+            plan.site_calls.setdefault(attribute, []).append(routed)
+
+
+def _whole(
+    module: nn.Module, attribute: str, kind: str, key: str | None = None
+) -> PlannedSite:
+    """Return the one site of whatever calls an attribute."""
+    activation = module._modules.get(attribute) or vars(module).get(attribute)
+    return PlannedSite(attribute, key, kind, _options(activation, kind))
+
+
+def _options(activation: Any, kind: str) -> dict[str, Any]:
+    options = kinds.KINDS[kind].options if kind in kinds.KINDS else {}
+    return {
+        name: getattr(activation, value, kinds.DEFAULT_SLOPE)
+        if isinstance(value, str)
+        else value
+        for name, value in options.items()
+    }

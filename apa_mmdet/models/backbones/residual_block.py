@@ -1,0 +1,148 @@
+"""MMDetection's residual blocks with one activation module per site.
+
+mmdet's blocks call one ``self.relu`` after every norm. Here ``act1`` follows ``norm1``,
+``act2`` follows ``norm2``, and the last one follows the addition. APAResNet builds its
+stages of these blocks; a conversion turns mmdet's blocks into them
+(:func:`convert_block`).
+
+While batch statistics are fixed, a norm and its activation are one operation, and so is
+the end of a block: norm, channel attention, addition and activation. Both are in
+:mod:`.folding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmcv.cnn import build_activation_layer
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...layers.attention import APASELayer
+from .folding import can_fold, is_plain, norm_activation, norm_add_activation
+
+
+def build_activation(act_cfg: Mapping) -> nn.Module:
+    """Build an activation; a ReLU works in place, as mmdet's does."""
+    act_cfg = dict(act_cfg)
+    if act_cfg["type"] == "ReLU":
+        act_cfg.setdefault("inplace", True)
+    return build_activation_layer(act_cfg)
+
+
+class _PerSiteBlock:
+    """What the blocks share. A subclass computes everything up to its last norm."""
+
+    num_sites: int
+
+    def __init__(self, *args, act_cfg: Mapping, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        del self.relu
+        for site in range(1, self.num_sites + 1):
+            self.add_module(f"act{site}", build_activation(act_cfg))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        activation = getattr(self, f"act{self.num_sites}")
+        if self.with_cp and x.requires_grad:
+            out = checkpoint(self._sum, x, use_reentrant=False)
+        elif can_fold(self._last_norm, activation) and self._can_fold_plugins():
+            return norm_add_activation(
+                self._until_last_norm(x),
+                self._last_norm,
+                activation,
+                x,
+                self.downsample,
+                self._attention(),
+            )
+        else:
+            out = self._sum(x)
+        return activation(out)
+
+    @property
+    def _last_norm(self) -> nn.Module:
+        return getattr(self, f"norm{self.num_sites}")
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Return the input of the last activation."""
+        out = self._plugins(self._last_norm(self._until_last_norm(x)), self.num_sites)
+        out += x if self.downsample is None else self.downsample(x)
+        return out
+
+    def _until_last_norm(self, x: Tensor) -> Tensor:
+        """Return the output of the last convolution."""
+        raise NotImplementedError
+
+    def _plugins(self, x: Tensor, position: int) -> Tensor:
+        """Return what the plugins at ``after_conv{position}`` make of ``x``."""
+        return x
+
+    def _can_fold_plugins(self) -> bool:
+        return True
+
+    def _attention(self) -> APASELayer | None:
+        """Return the only plugin after the last norm that folds with it."""
+        return None
+
+
+class APABasicBlock(_PerSiteBlock, BasicBlock):
+    """mmdet's BasicBlock with ``act1`` and, after the addition, ``act2``."""
+
+    num_sites = 2
+
+    def _until_last_norm(self, x: Tensor) -> Tensor:
+        return self.conv2(norm_activation(self.conv1(x), self.norm1, self.act1))
+
+
+class APABottleneck(_PerSiteBlock, Bottleneck):
+    """mmdet's Bottleneck with ``act1``, ``act2`` and, after the addition, ``act3``."""
+
+    num_sites = 3
+
+    def _until_last_norm(self, x: Tensor) -> Tensor:
+        x = norm_activation(self.conv1(x), self.norm1, self.act1)
+        x = self.conv2(self._plugins(x, 1))
+        x = norm_activation(x, self.norm2, self.act2)
+        return self.conv3(self._plugins(x, 2))
+
+    def _plugin_names(self, position: int) -> list[str]:
+        if not self.with_plugins:
+            return []
+        return getattr(self, f"after_conv{position}_plugin_names")
+
+    def _plugins(self, x: Tensor, position: int) -> Tensor:
+        return self.forward_plugin(x, self._plugin_names(position))
+
+    def _attention(self) -> APASELayer | None:
+        names = self._plugin_names(3)
+        plugin = getattr(self, names[0]) if len(names) == 1 else None
+        return plugin if type(plugin) is APASELayer and is_plain(plugin) else None
+
+    def _can_fold_plugins(self) -> bool:
+        return not self._plugin_names(3) or self._attention() is not None
+
+
+class APAResNeXtBottleneck(APABottleneck, ResNeXtBottleneck):
+    """mmdet's ResNeXt Bottleneck with an activation per site, as APABottleneck."""
+
+
+PER_SITE_BLOCKS: dict[type, type[_PerSiteBlock]] = {
+    BasicBlock: APABasicBlock,
+    Bottleneck: APABottleneck,
+    ResNeXtBottleneck: APAResNeXtBottleneck,
+}
+
+
+def convert_block(block: nn.Module, activations: Mapping[str, nn.Module]) -> None:
+    """Turn one of mmdet's blocks into its per-site twin, in place.
+
+    Args:
+        block: An instance of a key of ``PER_SITE_BLOCKS``.
+        activations: What ``act1`` to ``act2`` or ``act3`` become.
+    """
+    block.__class__ = PER_SITE_BLOCKS[type(block)]
+    del block.relu
+    for name, activation in activations.items():
+        block.add_module(name, activation)
