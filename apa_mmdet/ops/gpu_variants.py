@@ -24,6 +24,8 @@ _KERNELS = {
     "forward_kernel": "triton_activation",
     "backward_kernel": "triton_activation",
     "reduce_kernel": "triton_activation",
+    "loss_kernel": "triton_cross_entropy",
+    "loss_backward_kernel": "triton_cross_entropy",
 }
 # A constant that holds several, each in its bit.
 _FLAGS = ("IS_APA", "HALF", "PIXELS", "SUM_RESIDUAL")

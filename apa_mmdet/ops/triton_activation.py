@@ -402,14 +402,15 @@ def reduce_kernel(
     sums, gate, weight, bias,
     lam_grad, kappa_grad, weight_grad, bias_grad, gate_grad, r_weight_grad, r_bias_grad,
     images, rows, channels, sums_stride,
-    LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
+    LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr, NORM: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write the parameters' gradients from the sums of :func:`backward_kernel`.
 
     ``rows`` rows of sums belong to each of the ``images``; without a gate all belong
     to one. Program 0 adds up for lam where it is one number, program 1 for kappa, and
-    each of the others for BLOCK_C channels.
+    each of the others for BLOCK_C channels. NORM tells whether the gradient of weight,
+    bias or gate is wanted.
     """
     program = tl.program_id(0)
     size = images * rows * channels
@@ -447,9 +448,6 @@ def reduce_kernel(
             _write(r_bias_grad, c, channels, total)
         of_weight = tl.zeros([BLOCK_C], tl.float32)
         of_bias = tl.zeros([BLOCK_C], tl.float32)
-        NORM: tl.constexpr = (
-            (weight_grad is not None) | (bias_grad is not None) | (gate_grad is not None)
-        )
         if NORM:
             for image in range(images):
                 own = (sums + 2 * sums_stride) + image.to(tl.int64) * rows * channels

@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "gpu_launch.h"
+#include "gpu_reduce.h"
 
 namespace apa {
 namespace {
@@ -38,18 +39,6 @@ const Kernel kernel{
      "WARPS"},
     1};
 }  // namespace backward
-
-namespace reduce {
-enum { sums, gate, weight, bias, lam_grad, kappa_grad, weight_grad, bias_grad,
-       gate_grad, r_weight_grad, r_bias_grad, images, rows, channels, sums_stride };
-const Kernel kernel{
-    "reduce_kernel",
-    {"sums", "gate", "weight", "bias", "lam_grad", "kappa_grad", "weight_grad",
-     "bias_grad", "gate_grad", "r_weight_grad", "r_bias_grad", "images", "rows",
-     "channels", "sums_stride"},
-    {"LAM_EACH", "KAPPA_EACH", "LOG_R", "LOG_C", "WARPS"},
-    2};
-}  // namespace reduce
 
 constexpr int64_t kTile = 1024;  // elements; 8 for each thread of 4 warps
 constexpr int kWarps = 4;
@@ -288,39 +277,27 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
                    ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat))
                    : tensor;
       };
-      const bool by_image = a.gate.defined();
-      const int64_t images = by_image ? plan.batch : 1;
-      const int64_t rows = by_image ? plan.rows : plan.batch * plan.rows;
-      const bool many = rows > 64;
-      const int64_t block_r = many ? 512 : 32, block_c = many ? 8 : 64;
-      Launch launch(reduce::kernel, x);
-      launch.tensor(reduce::sums, sums);
-      if (sum_norm) {
-        launch.tensor(reduce::gate, parameters.gate);
-        if (needs.gate) {
-          launch.tensor(reduce::weight, parameters.weight);
-          launch.tensor(reduce::bias, parameters.bias);
-        }
+      Reduction reduction;
+      reduction.sums = sums;
+      if (sum_norm) reduction.gate = parameters.gate;
+      if (needs.gate) {
+        reduction.weight = parameters.weight;
+        reduction.bias = parameters.bias;
       }
-      int at = reduce::lam_grad;
-      std::array<std::pair<Tensor*, Tensor>, 7> written;
-      for (Tensor* gradient : {&out.lam, &out.kappa, &out.weight, &out.bias, &out.gate,
-                               &out.r_weight, &out.r_bias}) {
-        auto& [target, narrowed] = written[at - reduce::lam_grad];
-        target = gradient;
-        narrowed = narrow(*gradient);
-        launch.tensor(at++, narrowed);
-      }
-      launch.integer(reduce::images, images);
-      launch.integer(reduce::rows, rows);
-      launch.integer(reduce::channels, plan.channels);
-      launch.wide(reduce::sums_stride, stride);
-      const bool lam_each = a.lam.size(0) > 1, kappa_each = a.kappa.size(0) > 1;
-      launch.constants({lam_each, kappa_each, log2_of(block_r), log2_of(block_c), 8});
-      const bool any_each = sum_norm || sum_residual || lam_each || kappa_each;
-      launch.run(2 + (any_each ? divide_up(plan.channels, block_c) : 0));
-      for (auto& [target, narrowed] : written)
-        if (target->defined() && !target->is_same(narrowed)) target->copy_(narrowed);
+      const std::array<Tensor*, 7> wanted{&out.lam,  &out.kappa,    &out.weight,
+                                          &out.bias, &out.gate,     &out.r_weight,
+                                          &out.r_bias};
+      for (size_t i = 0; i < wanted.size(); ++i)
+        reduction.gradients[i] = narrow(*wanted[i]);
+      reduction.images = a.gate.defined() ? plan.batch : 1;
+      reduction.rows = a.gate.defined() ? plan.rows : plan.batch * plan.rows;
+      reduction.channels = plan.channels;
+      reduction.lam_each = a.lam.size(0) > 1;
+      reduction.kappa_each = a.kappa.size(0) > 1;
+      reduction.run();
+      for (size_t i = 0; i < wanted.size(); ++i)
+        if (!reduction.gradients[i].is_same(*wanted[i]))
+          wanted[i]->copy_(reduction.gradients[i]);
     }
   }
   out.x = as_like(out.x, a.x);
