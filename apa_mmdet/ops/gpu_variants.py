@@ -223,13 +223,19 @@ def number(bits: int, kind: str) -> int | float:
     return bits
 
 
-def connect(path: str | Path, launcher: Any = None, stand_in: bool = False) -> None:
+def connect(
+    path: str | Path,
+    launcher: Any = None,
+    stand_in: bool = False,
+    programs: int | None = None,
+) -> None:
     """Tell the C++ library how to compile and launch.
 
     Args:
         path: The library, loaded by torch before.
         launcher: Has the methods of :class:`Launcher`, which is the default.
         stand_in: Let tensors of the CPU take the path of a GPU.
+        programs: How many fill a GPU, in place of the thousands that a real one takes.
     """
     library = ctypes.CDLL(str(path))
     launcher = launcher or Launcher(library)
@@ -250,7 +256,9 @@ def connect(path: str | Path, launcher: Any = None, stand_in: bool = False) -> N
             ctypes.memmove(error, text, len(text) + 1)
 
     _callbacks.append((compile_, launch, library))  # C++ may call them for ever
-    library.apa_mmdet_connect(compile_, launch, ctypes.c_bool(stand_in))
+    library.apa_mmdet_connect(
+        compile_, launch, ctypes.c_bool(stand_in), ctypes.c_int64(programs or 8192)
+    )
 
 
 _callbacks: list[tuple] = []

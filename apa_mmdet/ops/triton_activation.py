@@ -450,7 +450,7 @@ def reduce_kernel(
         of_bias = tl.zeros([BLOCK_C], tl.float32)
         if NORM:
             for image in range(images):
-                own = (sums + 2 * sums_stride) + image.to(tl.int64) * rows * channels
+                own = (sums + 2 * sums_stride) + image * rows * channels
                 of_z = _columns(own, rows, c, channels, BLOCK_R, BLOCK_C)
                 of_x = _columns(
                     own + sums_stride, rows, c, channels, BLOCK_R, BLOCK_C
@@ -463,9 +463,9 @@ def reduce_kernel(
                     if bias is not None:
                         shift = tl.load(bias + c, mask=c < channels, other=0.0)
                         total += of_z * shift.to(tl.float32)
-                    _write(gate_grad + image.to(tl.int64) * channels, c, channels, total)
+                    _write(gate_grad + image * channels, c, channels, total)
                 if gate is not None:
-                    row = gate + image.to(tl.int64) * channels
+                    row = gate + image * channels
                     own_gate = tl.load(row + c, mask=c < channels, other=0.0)
                     of_z *= own_gate.to(tl.float32)
                     of_x *= own_gate.to(tl.float32)

@@ -108,10 +108,10 @@ struct Plan {
     const int64_t all = batch * divide_up(channels, block_c) * tiles;
     // Many programs fill a GPU evenly; few share what each of them must prepare, and
     // leave few sums, above all where each program has those of many channels.
-    steps = std::clamp<int64_t>(all / 8192, 1, 16);
+    steps = std::clamp<int64_t>(all / gpu_programs(), 1, 16);
     if (is_backward) {
-      const int64_t most = pixels ? 4096 : 16384;
-      steps = std::max(steps, divide_up(all, most));
+      const int64_t most = pixels ? gpu_programs() / 2 : gpu_programs() * 2;
+      steps = std::max(steps, divide_up(all, std::max<int64_t>(most, 1)));
     }
     steps = std::min(steps, std::max<int64_t>(tiles, 1));
     rows = divide_up(tiles, steps);

@@ -49,7 +49,7 @@ struct Plan {
   explicit Plan(const Tensor& logits) : rows(logits.size(0)), classes(logits.size(1)) {
     columns = (classes + (1 << kLogC) - 1) >> kLogC;
     const int64_t tiles = (rows + (1 << kLogN) - 1) >> kLogN;
-    steps = std::clamp<int64_t>(tiles * columns / 1024, 1, 64);
+    steps = std::clamp<int64_t>(tiles * columns * 8 / gpu_programs(), 1, 64);
     blocks = (tiles + steps - 1) / steps;
   }
   int64_t programs() const { return blocks * columns; }

@@ -44,6 +44,7 @@ using PythonLaunch = void (*)(std::int64_t id, std::int64_t programs,
 std::atomic<Compile> compile_callback{nullptr};
 std::atomic<PythonLaunch> launch_callback{nullptr};
 std::atomic<bool> stand_in{false};
+std::atomic<std::int64_t> programs_to_fill{8192};
 std::atomic<std::int64_t> num_launches{0};
 
 // ------------------------------------------------------------------ the CUDA driver
@@ -197,6 +198,7 @@ const Variant* find(const Kernel& kernel, const VariantKey& key) {
 }  // namespace
 
 bool gpu_stand_in() { return stand_in; }
+std::int64_t gpu_programs() { return programs_to_fill; }
 
 Launch::Launch(const Kernel& kernel, const at::Tensor& on) : kernel_(kernel) {
   key_.kernel = kernel.id;
@@ -275,10 +277,12 @@ void Launch::run(std::int64_t programs) {
 extern "C" {
 // Take the functions of Python that compile and launch. Variants known so far are
 // forgotten (not freed: other threads may be using them).
-void apa_mmdet_connect(apa::Compile compile, apa::PythonLaunch launch, bool stand_in) {
+void apa_mmdet_connect(apa::Compile compile, apa::PythonLaunch launch, bool stand_in,
+                       std::int64_t programs) {
   apa::compile_callback = compile;
   apa::launch_callback = launch;
   apa::stand_in = stand_in;
+  apa::programs_to_fill = programs;
   const std::lock_guard<std::mutex> lock(apa::mutex);
   apa::all_variants().clear();
   ++apa::generation;

@@ -17,6 +17,9 @@ namespace apa {
 // for the launches.
 bool gpu_stand_in();
 
+// How many programs fill a GPU evenly; from twice as many tiles on, some share one.
+std::int64_t gpu_programs();
+
 // A kernel's name and that of its arguments and constants, in its own order.
 struct Kernel {
   const char* name;

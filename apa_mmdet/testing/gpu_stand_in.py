@@ -6,10 +6,12 @@ a GPU, up to and with the arguments of each launch.
 
 import contextlib
 import ctypes
+import functools
+from collections.abc import Iterator
 
 import torch
 
-from apa_mmdet.ops import extension, gpu_variants
+from ..ops import extension, gpu_variants
 
 _DTYPES = {
     "*fp32": torch.float32,
@@ -46,6 +48,10 @@ class Recorder:
 class Interpreter(Recorder):
     """Lets Triton's interpreter run the kernels; needs ``TRITON_INTERPRET=1``."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        _mend_interpreter()
+
     def run(self, variant, programs, arguments):
         given = {
             name: _at(arguments[name], _DTYPES[kind]) if kind[0] == "*" else
@@ -63,7 +69,8 @@ class Interpreter(Recorder):
         variant.kernel[(programs,)](**given, **rest)
 
 
-def mend_interpreter() -> None:
+@functools.cache
+def _mend_interpreter() -> None:
     """Let Triton's interpreter count loops under numpy >= 2.4 (Triton <= 3.6)."""
     from triton.runtime import interpreter
 
@@ -82,10 +89,16 @@ def _at(address: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def connected(stand_in):
-    """Let the C++ operators use a stand-in."""
-    library = extension.load() or extension._built()
-    gpu_variants.connect(library, stand_in, stand_in=True)
+def connected(stand_in: Recorder, programs: int | None = None) -> Iterator[Recorder]:
+    """Let the C++ operators use a stand-in.
+
+    Args:
+        stand_in: What compiles and launches.
+        programs: How many are taken to fill the GPU, in place of thousands: with few,
+            a program gets several tiles.
+    """
+    library = extension.load()
+    gpu_variants.connect(library, stand_in, stand_in=True, programs=programs)
     try:
         yield stand_in
     finally:
