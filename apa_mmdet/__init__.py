@@ -33,6 +33,7 @@ def _install() -> None:
     from .conversion import add_rules
     from .engine import checkpoint, flops
     from .layers import AGLU, APA
+    from .models import conversion_rules
     from .optim import APAOptimWrapperConstructor
 
     # torch.load(weights_only=True), the default since torch 2.6, also reads what
@@ -53,6 +54,8 @@ def _install() -> None:
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(
         name="DefaultOptimWrapperConstructor", module=APAOptimWrapperConstructor
     )
+    # Only convert_activations() uses these rules about MMDetection's classes.
+    add_rules(conversion_rules.RULES)
     # Configs can use the new types below; no existing type is replaced. MODELS is
     # MMEngine's root registry, which every scope can see.
     for layer in (AGLU, APA):
@@ -61,11 +64,9 @@ def _install() -> None:
         "layers.attention",  # APASELayer, APACBAM
         "models",  # APADetector, APAResNet, APAResNeXt, losses, heads and predictors
         "engine",  # ClassFrequencyHook
-        "evaluation.lvis_metric",  # LVISFastMetric
+        "evaluation.metric",  # LVISFastMetric
     ):
         import_module(f"{__name__}.{module}")
-    # convert_activations() knows MMDetection's residual blocks, losses and so on.
-    add_rules(import_module(f"{__name__}.models.conversion_rules").RULES)
 
 
 if is_installed("mmengine"):

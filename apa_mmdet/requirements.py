@@ -1,4 +1,4 @@
-"""What must be installed beside this package, and the commands that install it.
+"""What must be installed with this package, and the commands that install it.
 
 The versions below are the only source of the project's pins: a test compares
 ``pyproject.toml`` and ``tools/setup_env.sh`` with them. This module needs the standard

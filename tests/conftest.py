@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
 import random
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ REPO = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def leave_no_trace():
+def restore_global_state():
     """A Runner sets the default scope and the seeds of the whole process."""
     scopes = dict(DefaultScope._instance_dict)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -30,6 +32,22 @@ def leave_no_trace():
 def repo():
     """The checkout."""
     return REPO
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """The function that runs a tool of tools/analysis_tools in this process.
+
+    It takes the tool's name and arguments, and returns what the tool printed.
+    """
+
+    def run(name, *args):
+        path = str(REPO / "tools/analysis_tools" / name)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="session")

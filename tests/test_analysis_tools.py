@@ -1,55 +1,44 @@
 """The tools that measure: the ablation of heads, and the benchmarks."""
 
 import json
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
-REPO = Path(__file__).parents[1]
-TOOLS = REPO / "tools/analysis_tools"
-R18 = REPO / "configs/mini_lvis/mask_rcnn_r18_apa.py"
+from apa_mmdet.testing.configs import read_config
+from apa_mmdet.testing.training_step import TrainingStep
 
-
-def load(name):
-    """Return a tool as a module."""
-    spec = spec_from_file_location(name.removesuffix(".py"), TOOLS / name)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def call(module, monkeypatch, *args):
-    command = [module.__name__, *map(str, args)]
-    monkeypatch.setattr(sys, "argv", command)
-    module.main()
+R18 = "configs/mini_lvis/mask_rcnn_r18_apa.py"
 
 
 @pytest.fixture
-def tool(monkeypatch, tmp_path, capsys):
+def tool(run_tool, monkeypatch, tmp_path):
     """The function that runs a tool in an empty folder and returns what it printed."""
     monkeypatch.chdir(tmp_path)
-
-    def run(name, *args):
-        call(load(name), monkeypatch, *args)
-        return capsys.readouterr().out
-
-    return run
+    return run_tool
 
 
 # ---- ablate_heads.py, its training and testing replaced by files like theirs
 
 
 class Launcher:
-    """Stands for tools/train.py and tools/test.py, and may be killed in a training."""
+    """Stands for subprocess.run of tools/train.py and tools/test.py.
+
+    Attributes:
+        calls: The tool and the config of each call.
+        dies_at: Number of the call that is interrupted, counted from 1.
+    """
 
     def __init__(self):
         self.calls = []
         self.dies_at = None
 
-    def __call__(self, name, config, *args, log):
+    def __call__(self, command, stdout, stderr):
+        python, _, _, tool, config, *args = command
+        name = Path(tool).name
         self.calls.append((name, config))
         if len(self.calls) == self.dies_at:
             raise KeyboardInterrupt
@@ -61,28 +50,30 @@ class Launcher:
         cfg.dump(work / "config.py")  # as the runner does
         if name == "train.py":
             (work / "last_checkpoint").write_text(str(work / "epoch_1.pth"))
-            return
-        seed = cfg.randomness.seed
+        else:
+            self.write_scores(cfg, work / "now/scores.json")
+        return subprocess.CompletedProcess(command, 0)
+
+    def write_scores(self, cfg, path):
         loss = cfg.model.roi_head.bbox_head.loss_cls
         score = 0.5 if loss.type == "APALoss" else 0.25
-        names = [f"lvis/{k}_{n}" for k in ("bbox", "segm") for n in
-                 ("AP", "APr", "APc", "APf")]  # fmt: skip
-        (work / "now").mkdir(exist_ok=True)
-        scores = {name: score + 0.01 * seed for name in names}
-        (work / "now/scores.json").write_text(json.dumps(scores))
+        score += 0.01 * cfg.randomness.seed
+        names = ("AP", "APr", "APc", "APf")
+        path.parent.mkdir(exist_ok=True)
+        scores = {f"lvis/{k}_{n}": score for k in ("bbox", "segm") for n in names}
+        path.write_text(json.dumps(scores))
 
 
 @pytest.fixture
-def ablate(monkeypatch, tmp_path, mini_lvis, capsys):
-    module = load("ablate_heads.py")
-    module.call = Launcher()
+def ablate(tool, monkeypatch, tmp_path, mini_lvis):
+    launcher = Launcher()
+    monkeypatch.setattr(subprocess, "run", launcher)
 
     def run(*args):
         own = ["--data-root", mini_lvis, "--work-dir", tmp_path / "runs"]
-        call(module, monkeypatch, *own, *args)
-        return capsys.readouterr().out
+        return tool("ablate_heads.py", *own, *args)
 
-    run.launcher = module.call
+    run.launcher = launcher
     return run
 
 
@@ -119,7 +110,7 @@ def test_ablation_keeps_runs_of_other_settings(ablate):
         ablate(*TWO[:-1], 2)
 
 
-def test_ablation_changes_the_classifier_alone(ablate, tmp_path):
+def test_ablation_changes_only_the_classifier(ablate, tmp_path):
     ablate("--seeds", 3, "--epochs", 2)
     configs = {
         folder.name: Config.fromfile(folder / "config.py").to_dict()
@@ -154,37 +145,57 @@ def test_ablation_refuses(ablate, capsys, args, message):
     assert ablate.launcher.calls == []
 
 
-# ---- the benchmarks, on little
+# ---- the benchmarks, with little to measure
 
 
 def test_benchmark_of_activations(tool, tmp_path):
     small = ("--shapes", "2x8x16x16", "2x5x8", "--dtypes", "float32", "--rounds", 1)
-    shown = tool("benchmark_activation.py", *small, "--device", "cpu")
+    layouts = ("--layouts", "contiguous", "channels_last")
+    options = ("--device", "cpu", "--rois", 4)
+    shown = tool("benchmark_activation.py", *small, *layouts, *options)
     assert "2 x 5 x 8, float32" in shown
     path = tmp_path / "docs/benchmarks/benchmark_activation.json"
-    found = json.loads(path.read_text())
-    assert found["machine"]["torch"]
-    saved = {
-        r["activation"]: r["saved_inputs"]
-        for r in found["rows"][: -len(found["rows"]) // 2]
-    }
-    assert saved["SiLU"] == 1 and saved["ReLU"] == 1
-    fused = [kept for name, kept in saved.items() if "compiled" in name]
-    assert len(fused) == 4 and max(fused) <= 1.01  # the input, and two numbers
-    assert path.with_suffix(".png").stat().st_size > 1000
+    results = json.loads(path.read_text())
+    assert results["machine"]["torch"]
+    saved = {}
+    for row in results["rows"]:
+        saved.setdefault(row["activation"], []).append(row["saved_inputs"])
+    assert saved["SiLU"] == saved["ReLU"] == [1, 1, 1]  # of each shape and layout
+    for name in ("AGLU", "AGLU, fixed", "AGLU, per channel", "APA"):
+        assert max(saved[name]) <= 1.2, name  # the input, and its parameters
+    assert set(saved) == {row["activation"] for row in results["host"]}
+    assert min(row["both_us"] for row in results["host"]) > 0
+    losses = {row["loss"]: row["both_ms"] for row in results["losses"]}
+    assert {"softmax", "Seesaw", "APALoss, class"} < set(losses)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_benchmark_of_training_steps(tool, tmp_path):
+def test_benchmark_of_training_steps(tool, tmp_path, repo):
     args = ("--relu-twin", "--backbone", "--rounds", 1, "--batch", 1)
     # On smaller images the norms' scales would weigh as much as the maps.
     size = ("--size", 256, 256, "--device", "cpu", "--name", "twins")
-    config = REPO / "configs/lvis/mask_rcnn_r50_apa.py"
+    config = repo / "configs/lvis/mask_rcnn_r50_apa.py"
     shown = tool("benchmark_train_step.py", *args, *size, config)
-    assert "1 x 3 x 256 x 256, backbone, ratios to each config's twin" in shown
-    (row,) = json.loads((tmp_path / "docs/benchmarks/twins.json").read_text())["rows"]
+    assert "1 x 3 x 256 x 256, fp32, backbone, ratios to each config's twin" in shown
+    results = json.loads((tmp_path / "docs/benchmarks/twins.json").read_text())
+    assert results["machine"]["torch"]
+    (row,) = results["rows"]
     assert row["config"] == "lvis/mask_rcnn_r50_apa"
     assert row["saved_ratio"] <= 1
     assert row["saved_mib"] / row["twin"]["saved_mib"] == row["saved_ratio"]
+    assert 0 < row["host_ms"] <= row["ms"]
+
+
+def test_a_training_step_with_amp_computes_in_half_precision(repo):
+    cfg = read_config(repo / R18)
+    step = TrainingStep(cfg, 1, (64, 64), "cpu", amp="bf16", backbone_only=True)
+    dtypes = set()
+    step.model.conv1.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+    before = step.model.conv1.weight.clone()
+    step()
+    assert dtypes == {torch.bfloat16}
+    assert step.model.conv1.weight.grad.any()
+    assert torch.equal(step.model.conv1.weight, before)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +206,7 @@ def test_benchmark_of_training_steps(tool, tmp_path):
             ("--shapes", "8x0x4"),
             "8x0x4: expected sizes of at least 1",
         ),
-        ("benchmark_train_step.py", ("no.py",), "CONFIG no.py: no such file"),
+        ("benchmark_train_step.py", ("no.py",), "no such config file: no.py"),
         (
             "benchmark_train_step.py",
             ("--rounds", 0, R18),

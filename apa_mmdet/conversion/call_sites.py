@@ -278,16 +278,14 @@ class CallReader(Walker):
 
     def _inline(self, node: ast.Call, kind: str) -> None:
         options = {}
-        for parameter in kinds.KINDS[kind].options:
-            if parameter != "negative_slope":
-                continue
-            given = [k.value for k in node.keywords if k.arg == parameter]
+        if "negative_slope" in kinds.KINDS[kind].options:
+            given = [k.value for k in node.keywords if k.arg == "negative_slope"]
             given += node.args[1:2]
-            value = self.value(given[0]) if given else kinds.DEFAULT_SLOPE
-            if not isinstance(value, (int, float)):
-                self._leave(node, f"its {parameter} is not known beforehand")
+            slope = self.value(given[0]) if given else kinds.DEFAULT_SLOPE
+            if not isinstance(slope, (int, float)):
+                self._leave(node, "its negative_slope is not known beforehand")
                 return
-            options[parameter] = float(value)
+            options["negative_slope"] = float(slope)
         self._record(node, None, kind, options)
 
     def _helper(self, function: FunctionType) -> None:

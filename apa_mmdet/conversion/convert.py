@@ -13,7 +13,7 @@ from .options import FilterFn, Options
 from .planning import ModulePlan, PlannedSite, join, plan_model
 from .report import ConversionReport, Left, Site
 from .rewriting import ActivationSites, rewrite
-from .rules import staying_in
+from .rules import fixed_in
 
 
 def convert_activations(
@@ -24,7 +24,7 @@ def convert_activations(
     types: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     gates: bool = False,
-    filter_fn: FilterFn | None = None,
+    filter_fn: FilterFn | str | None = None,
 ) -> ConversionReport:
     """Replace a model's fixed activations by learnable ones, in place.
 
@@ -53,7 +53,7 @@ def convert_activations(
 
     Args:
         model: Any module. Convert it before an optimizer, DDP or an averaged copy lists
-            its parameters. A part that was converted on its own stays as it is.
+            its parameters. A module in it that was converted before stays as it is.
         activation: What to put in: ``'AGLU'``, ``'APA'``, a subclass of these, or a
             dict with that as ``type`` and further arguments.
         init: Starting values. ``'auto'``: as close as possible to what is replaced, see
@@ -73,15 +73,17 @@ def convert_activations(
         filter_fn: ``filter_fn(module, path) -> bool``, called with each activation that
             the other options select and its path in the converted model; False leaves
             it. For a function called inline, ``module`` is the module that computes it.
+            Also the function's name, ``'package.module.function'``.
 
     Returns:
-        The report, which is also kept as ``model.conversion_report``.
+        The report, which is also stored as ``model.conversion_report``.
 
     Raises:
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
             or ``filter_fn`` cannot be called.
         ValueError: If the model has been converted already, a part, type or pattern
-            matches nothing, or ``init`` is not a starting value.
+            matches nothing, ``filter_fn`` names nothing, or ``init`` is not a starting
+            value.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
@@ -96,9 +98,9 @@ def convert_activations(
     options.check_names(model, paths)
 
     report = ConversionReport()
-    staying = staying_in(model)
-    # All is decided before anything changes.
-    chosen = [_choose(plan, options, staying, report) for plan in plans]
+    fixed = fixed_in(model)
+    # Everything is decided before anything changes.
+    chosen = [_choose(plan, options, fixed, report) for plan in plans]
     for plan, sites in zip(plans, chosen):
         _convert(plan, sites, options, report)
     for module in model.modules():
@@ -117,12 +119,12 @@ def convert_activations(
 def _choose(
     plan: ModulePlan,
     options: Options,
-    staying: Mapping[tuple[int, str], str],
+    fixed: Mapping[tuple[int, str], str],
     report: ConversionReport,
 ) -> list[PlannedSite]:
     """Return the sites of a module to convert, and report what is left."""
     module, path = plan.module, plan.paths[0]
-    whole = [staying.get((id(m), "")) for m in (module, *plan.ancestors)]
+    whole = [fixed.get((id(m), "")) for m in (module, *plan.ancestors)]
     stays = next(filter(None, whole), None)
     for name, was, reason in plan.left:
         report.left.append(Left(join(path, name), was, stays or reason))
@@ -130,7 +132,7 @@ def _choose(
     for site in plan.sites:
         where = plan.path_of(site)
         name = site.attribute if site.method is None else f"{site.method}()"
-        reason = stays or staying.get((id(module), name))
+        reason = stays or fixed.get((id(module), name))
         reason = reason or options.reason_to_leave(site, module, where)
         if not reason:
             chosen.append(site)
@@ -150,32 +152,31 @@ def _convert(
     if not sites:
         return
     module = plan.module
-    activations: dict[int, nn.Module] = {}  # by the id of the planned site
+    activations: dict[str, dict[str | None, nn.Module]] = {}  # by attribute and key
     for site in plan.sites:
-        if site not in sites:
-            activations[id(site)] = site.fixed_activation()
-            continue
-        activation = options.build(site)
-        reference, is_frozen = _neighbours(plan, site.attribute)
-        if reference is not None:
-            activation.to(reference.device)
-        if is_frozen:
-            activation.requires_grad_(False)
-        activations[id(site)] = activation
-        report.sites.append(_report_site(plan, site, activation))
+        if site in sites:
+            activation = options.build(site)
+            reference, is_frozen = _neighbours(plan, site.attribute)
+            if reference is not None:
+                activation.to(reference.device)
+            if is_frozen:
+                activation.requires_grad_(False)
+            report.sites.append(_report_site(plan, site, activation))
+        else:
+            activation = site.fixed_activation()
+        activations.setdefault(site.attribute, {})[site.key] = activation
 
     if plan.converter is not None:
-        named = {site.key: activations[id(site)] for site in plan.sites}
-        plan.converter.convert(module, named)
+        by_name = {k: v for each in activations.values() for k, v in each.items()}
+        plan.converter.convert(module, by_name)
         return
     site_calls = []
     for attribute in dict.fromkeys(site.attribute for site in sites):
-        own = [site for site in plan.sites if site.attribute == attribute]
-        if own[0].key is None:
-            new = activations[id(own[0])]
-        else:
+        by_key = activations[attribute]
+        new = by_key.get(None)
+        if new is None:
             new = ActivationSites(f"{type(module).__name__}.{attribute}")
-            new.update({site.key: activations[id(site)] for site in own})
+            new.update(by_key)
         vars(module).pop(attribute, None)  # a function such as F.relu
         module._modules[attribute] = new
         site_calls += plan.site_calls.get(attribute, [])

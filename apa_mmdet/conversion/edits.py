@@ -29,9 +29,9 @@ class SiteCall:
     Attributes:
         place: Where the call is.
         attribute: The attribute to call instead.
-        number: The first part of the key in that attribute's ``ActivationSites``; None
-            if the key has no such part.
-        loops: The loops whose passes are the further parts of the key. With neither,
+        number: The first number of the key in that attribute's ``ActivationSites``, if
+            more than one group of calls has sites there.
+        loops: The loops whose passes are the further numbers of the key. With neither,
             the attribute is the activation itself.
     """
 

@@ -6,7 +6,7 @@ To add a kind:
    and tensor methods that compute it. If the kind has an argument that AGLU must keep
    (a slope, an upper bound), name it in ``options``; AGLU's own arguments are in
    ``apa_mmdet/layers/activation.py``.
-2. Remove its entry in ``_NO_COUNTERPART`` or ``_STAYING_MODULES``, if it has one.
+2. Remove its entry in ``_NO_COUNTERPART`` or ``_UNCONVERTIBLE``, if it has one.
 3. Add its largest difference at the start to
    ``test_how_far_the_start_is_from_what_it_replaces`` in
    ``tests/test_conversion/test_convert.py``, and a row to the table of kinds in
@@ -91,7 +91,7 @@ _NO_COUNTERPART: tuple[type[nn.Module] | Callable, ...] = (
     *(nn.Hardtanh, nn.GLU, nn.Threshold, nn.LogSigmoid),
     *(F.elu, F.elu_, F.celu, F.selu, F.rrelu, F.glu, F.hardtanh),
 )
-_STAYING: dict[Any, str] = {
+_UNCONVERTIBLE: dict[Any, str] = {
     nn.PReLU: "PReLU has a weight of its own in every checkpoint",
     nn.Hardsigmoid: _HARD_GATE,
     "mmcv.cnn.bricks.hsigmoid.HSigmoid": _HARD_GATE,
@@ -113,7 +113,7 @@ FUNCTION_NAMES = tuple(
     sorted(
         {
             key.__name__
-            for key in (*_KIND_OF, *_STAYING)
+            for key in (*_KIND_OF, *_UNCONVERTIBLE)
             if callable(key) and not isinstance(key, type)
         }
     )
@@ -131,7 +131,7 @@ def reason_to_leave(activation: nn.Module | Callable) -> str | None:
         return "TorchScript has compiled it"
     if isinstance(activation, (nn.RNNBase, nn.RNNCellBase)):
         return "torch computes its activations within one operation"
-    return _look_up(_STAYING, activation)
+    return _look_up(_UNCONVERTIBLE, activation)
 
 
 def _look_up(table: dict[Any, str], activation: nn.Module | Callable) -> str | None:

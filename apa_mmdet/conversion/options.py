@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,13 +21,15 @@ _ALIASES = {"Swish": "SiLU", "HSwish": "Hardswish"}
 
 
 class Options:
-    """The arguments of ``convert_activations`` by these names, which see.
+    """What the arguments of ``convert_activations`` select and put in.
+
+    They are described there.
 
     Raises:
         TypeError: If ``activation`` is not an APA or AGLU, a list of names is one
             string, or ``filter_fn`` cannot be called.
         ValueError: If ``activation`` has more than one pair of parameters, ``init``
-            does not fit it, or a type is unknown.
+            does not fit it, a type is unknown, or ``filter_fn`` names nothing.
     """
 
     def __init__(
@@ -37,24 +40,26 @@ class Options:
         types: Sequence[str] | None,
         exclude: Sequence[str],
         gates: bool,
-        filter_fn: FilterFn | None,
+        filter_fn: FilterFn | str | None,
     ) -> None:
         for name, value in (("parts", parts), ("types", types), ("exclude", exclude)):
             if isinstance(value, str):
                 raise TypeError(f"{name}={value!r}, expected a list: {[value]!r}")
+        if isinstance(filter_fn, str):
+            filter_fn = _import(filter_fn)
         if filter_fn is not None and not callable(filter_fn):
             raise TypeError(
                 f"filter_fn={filter_fn!r}, expected a function of an activation module "
-                f"and its path that returns whether to convert it"
+                f"and its path that returns whether to convert it, or its name"
             )
         arguments = dict(activation) if isinstance(activation, Mapping) else {}
         named = arguments.pop("type", None) if arguments else activation
         self._type = _activation_type(named)
         self._arguments = arguments
         self._init = init
-        self._init_by_kind = isinstance(init, Mapping) and not {"lam", "kappa"} & {
-            *init
-        }
+        self._init_by_kind = isinstance(init, Mapping) and not (
+            "lam" in init or "kappa" in init
+        )
         self._check_activation()
         self._parts = None if parts is None else list(parts)
         self._types = None if types is None else _known_types(types)
@@ -158,6 +163,16 @@ class Options:
         # The slope of a LeakyReLU is its form, not its start; a bare APA has none.
         form = site.options if issubclass(self._type, AGLU) else {}
         return self._type(init=init, **{**form, **self._arguments})
+
+
+def _import(name: str) -> Any:
+    try:
+        return pkgutil.resolve_name(name)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ValueError(
+            f"filter_fn={name!r}: {error}; give a function, or its name as "
+            f"'package.module.function'"
+        ) from error
 
 
 def _activation_type(named: Any) -> type:

@@ -1,4 +1,4 @@
-"""The sites of a model: which activations there are to put in, and how."""
+"""The sites of a model: where an activation can be put in, and how."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ class PlannedSite:
     """A site, before the user's options decide on it.
 
     Attributes:
-        attribute: The module's attribute that is the activation, or will hold it.
+        attribute: The module's attribute that is the fixed activation, or, for a
+            function called inline, the one that will hold the learnable one.
         key: The site's key in the ``ActivationSites`` that the attribute becomes, or
             the name that a :class:`BlockConverter` gives it; None if the attribute
             becomes the activation itself.
         kind: What is there now, a key of ``kinds.KINDS``, or ``kinds.GATE``.
         options: AGLU's further arguments.
         shared: Why more than one call leads to it, or "".
-        method: For a function that is called inline, the method; else None.
+        method: The method that calls a function inline; None for an attribute.
     """
 
     attribute: str
@@ -90,10 +91,7 @@ def join(*names: str | None) -> str:
 
 
 def plan_model(model: nn.Module) -> list[ModulePlan]:
-    """Plan every module of a model, each at its first path.
-
-    What was converted on its own is left out.
-    """
+    """Plan every module of a model, except what was converted on its own."""
     plans: dict[int, ModulePlan] = {}
     classes = {type(module) for module in model.modules()}
 
@@ -155,17 +153,11 @@ def _activation_attributes(module: nn.Module) -> dict[str, str]:
 
     They are child modules, or functions such as ``self.activation = F.relu``.
     """
-    attributes = {}
-    for name, child in module._modules.items():
-        kind = None if child is None else kinds.kind_of(child)
-        if kind is not None:
-            attributes[name] = kind
-    for name, value in vars(module).items():
-        if callable(value) and not isinstance(value, nn.Module):
-            kind = kinds.kind_of(value)
-            if kind is not None:
-                attributes[name] = kind
-    return attributes
+    return {
+        name: kind
+        for name, value in {**module._modules, **vars(module)}.items()
+        if callable(value) and (kind := kinds.kind_of(value)) is not None
+    }
 
 
 def _is_worth_reading(module: nn.Module) -> bool:
@@ -235,14 +227,14 @@ def _add_sites(
         for index in group.passes:
             numbers = [] if number is None else [number]
             key = None if is_only_one else "_".join([*numbers, *map(str, index)])
-            site = PlannedSite(attribute, key, kind, options, group.why_shared())
-            site.method = method
-            plan.sites.append(site)
+            plan.sites.append(
+                PlannedSite(attribute, key, kind, options, group.why_shared(), method)
+            )
         if is_only_one and call.attribute is not None and not call.takes_more:
             continue
         for place, loops in group.loops.items():
-            routed = SiteCall(place, attribute, number, () if is_only_one else loops)
-            plan.site_calls.setdefault(attribute, []).append(routed)
+            call = SiteCall(place, attribute, number, () if is_only_one else loops)
+            plan.site_calls.setdefault(attribute, []).append(call)
 
 
 def _whole(

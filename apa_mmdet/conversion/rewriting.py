@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from .edits import BaseCall, Place, SiteCall, position
+from .edits import BaseCall, SiteCall, position
 from .source import digest, methods, syntax
 
 
@@ -41,7 +41,7 @@ class ActivationSites(nn.ModuleDict):
         """
         raise RuntimeError(
             f"this call of {self._name} has no site: it is outside the module's own "
-            f"methods, or a condition excluded it when the model was converted. Set "
+            f"methods, or a condition excluded it when the model was converted; set "
             f"the module's attributes before the conversion, call one of the sites "
             f"{list(self)}, or exclude this activation from the conversion"
         )
@@ -76,23 +76,11 @@ def _subclass(
     for call in base_calls:
         alias = f"_{call.base.__name__.lstrip('_')}_{call.method}"
         names.setdefault((call.base, call.method), alias)
-    for owner, method in {
-        (call.place.owner, call.place.method) for call in site_calls | base_calls
-    }:
-        namespace[names[owner, method]] = _rewritten(
-            owner,
-            method,
-            {
-                c
-                for c in site_calls
-                if (c.place.owner, c.place.method) == (owner, method)
-            },
-            {
-                call: names[call.base, call.method]
-                for call in base_calls
-                if (call.place.owner, call.place.method) == (owner, method)
-            },
-        )
+    calls_in: dict[tuple[type, str], list[SiteCall | BaseCall]] = {}
+    for call in (*site_calls, *base_calls):
+        calls_in.setdefault((call.place.owner, call.place.method), []).append(call)
+    for (owner, method), calls in calls_in.items():
+        namespace[names[owner, method]] = _rewritten(owner, method, calls, names)
     for call in base_calls:  # versions that needed no rewriting
         alias = names[call.base, call.method]
         namespace.setdefault(alias, vars(call.base)[call.method])
@@ -120,19 +108,18 @@ def _changed(owner: type, *methods: str) -> RuntimeError:
     return RuntimeError(
         f"{' and '.join(sorted(methods))}() of {owner.__module__}."
         f"{owner.__qualname__} is not what it was when this model was converted: the "
-        f"source of the class has changed, or another release of it is installed. "
-        f"Build the model anew, convert it, and load a state_dict; a pickled "
-        f"converted model is bound to the source it was made from"
+        f"source of the class has changed, or another release of it is installed; "
+        f"build the model anew, convert it, and load a state_dict instead"
     )
 
 
 def _rewritten(
     owner: type,
     method: str,
-    site_calls: set[SiteCall],
-    base_calls: dict[BaseCall, str],
+    calls: list[SiteCall | BaseCall],
+    names: dict[tuple[type, str], str],
 ) -> FunctionType:
-    """Return a method with its calls replaced.
+    """Return a method with these calls replaced.
 
     It shares the original's globals, defaults and enclosing scopes; decorators are
     applied to it anew.
@@ -142,9 +129,9 @@ def _rewritten(
     if definition is None:
         raise _changed(owner, method)
     decorators, definition.decorator_list = definition.decorator_list, []
-    rewriter = _Rewriter(owner, definition.args.args[0].arg, site_calls, base_calls)
+    rewriter = _Rewriter(owner, definition.args.args[0].arg, calls, names)
     definition = rewriter.visit(definition)
-    if rewriter.missing():
+    if rewriter.pending:
         raise _changed(owner, method)
 
     original = inspect.unwrap(function)
@@ -181,38 +168,34 @@ class _Rewriter(ast.NodeTransformer):
 
     Args:
         owner: The class that defines the method.
-        self_name: The method's name for the module.
-        site_calls: The calls to route to a site.
-        base_calls: The calls of base classes' versions, with the new method's name.
+        self_name: What the method calls the module.
+        calls: The calls.
+        names: The new methods' names, by the class and name of the original.
+
+    Attributes:
+        pending: Positions of calls and loops that have not been visited yet.
     """
 
     def __init__(
         self,
         owner: type,
         self_name: str,
-        site_calls: set[SiteCall],
-        base_calls: dict[BaseCall, str],
+        calls: list[SiteCall | BaseCall],
+        names: dict[tuple[type, str], str],
     ) -> None:
         self.owner = owner.__name__.lstrip("_")
         self.self_name = self_name
-        self.site_calls = {call.place.position: call for call in site_calls}
-        self.base_calls = {
-            call.place.position: (name, call.by_name)
-            for call, name in base_calls.items()
+        self.calls = {call.place.position: call for call in calls}
+        self.names = names
+        loops = (loop for call in calls for loop in getattr(call, "loops", ()))
+        self.counters = {
+            loop.position: f"_pass_{i}" for i, loop in enumerate(dict.fromkeys(loops))
         }
-        loops: dict[Place, None] = dict.fromkeys(
-            loop for call in site_calls for loop in call.loops
-        )
-        self.counters = {loop.position: f"_pass_{i}" for i, loop in enumerate(loops)}
-        self.pending = {*self.site_calls, *self.base_calls, *self.counters}
+        self.pending = {*self.calls, *self.counters}
         self.is_outermost = True
 
-    def missing(self) -> bool:
-        """Tell whether a call or loop was not in the method."""
-        return bool(self.pending)
-
-    def _self(self) -> ast.Name:
-        return ast.Name(self.self_name, ast.Load())
+    def _attribute(self, name: str) -> ast.Attribute:
+        return ast.Attribute(ast.Name(self.self_name, ast.Load()), name, ast.Load())
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         if self.is_outermost:
@@ -231,19 +214,18 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.Call:
         here = position(node)
         self.generic_visit(node)
-        if here in self.base_calls:
-            self.pending.discard(here)
-            name, by_name = self.base_calls[here]
-            node.func = ast.Attribute(self._self(), name, ast.Load())
-            node.args = node.args[1:] if by_name else node.args
-        site = self.site_calls.get(here)
-        if site is None:
+        call = self.calls.get(here)
+        if call is None:
             return node
         self.pending.discard(here)
-        called: ast.expr = ast.Attribute(self._self(), site.attribute, ast.Load())
-        counters = [self.counters[loop.position] for loop in site.loops]
-        if site.number is not None or counters:
-            called = ast.Subscript(called, _key(site.number, counters), ast.Load())
+        if isinstance(call, BaseCall):
+            node.func = self._attribute(self.names[call.base, call.method])
+            node.args = node.args[1:] if call.by_name else node.args
+            return node
+        called: ast.expr = self._attribute(call.attribute)
+        counters = [self.counters[loop.position] for loop in call.loops]
+        if call.number is not None or counters:
+            called = ast.Subscript(called, _key(call.number, counters), ast.Load())
         given = node.args[:1] or [
             keyword.value for keyword in node.keywords if keyword.arg == "input"
         ]
@@ -285,9 +267,9 @@ class _Rewriter(ast.NodeTransformer):
 
 def _key(number: str | None, counters: list[str]) -> ast.JoinedStr:
     """Return the expression of a key: number and passes, joined by underscores."""
-    parts: list[ast.expr] = [] if number is None else [ast.Constant(number)]
+    pieces: list[ast.expr] = [] if number is None else [ast.Constant(number)]
     for counter in counters:
-        if parts:
-            parts.append(ast.Constant("_"))
-        parts.append(ast.FormattedValue(ast.Name(counter, ast.Load()), -1, None))
-    return ast.JoinedStr(parts)
+        if pieces:
+            pieces.append(ast.Constant("_"))
+        pieces.append(ast.FormattedValue(ast.Name(counter, ast.Load()), -1, None))
+    return ast.JoinedStr(pieces)

@@ -33,13 +33,14 @@ class ModelRules:
     """What a library's modules mean to a conversion.
 
     Attributes:
-        staying: Called with each module of the model; returns what in it must stay
+        fixed: Called with each module of the model; returns what in it must stay
             fixed, with the reason: ``""`` for all of it, the path of a module below it,
-            or a method, as ``"forward()"``, for the functions called inline there.
+            where ``-1`` is the last of a Sequential, or a method, as ``"forward()"``,
+            for the functions called inline there.
         converters: Converters by class; they apply to instances of exactly that class.
     """
 
-    staying: Callable[[nn.Module], Mapping[str, str]]
+    fixed: Callable[[nn.Module], Mapping[str, str]]
     converters: Mapping[type, BlockConverter] = field(default_factory=dict)
 
 
@@ -65,7 +66,7 @@ def converter_of(module: nn.Module) -> BlockConverter | None:
     return None
 
 
-def staying_in(model: nn.Module) -> dict[tuple[int, str], str]:
+def fixed_in(model: nn.Module) -> dict[tuple[int, str], str]:
     """Return what must stay fixed in a model, with the reasons.
 
     Keys are the id of a module and one of its attributes, one of its methods as
@@ -74,12 +75,13 @@ def staying_in(model: nn.Module) -> dict[tuple[int, str], str]:
     reasons: dict[tuple[int, str], str] = {}
     for module in model.modules():
         for rules in _RULES:
-            for path, reason in rules.staying(module).items():
+            for path, reason in rules.fixed(module).items():
                 parent, _, name = path.rpartition(".")
                 try:
                     owner = module.get_submodule(parent)
                 except AttributeError:
                     continue
+                name = str(len(owner) - 1) if name == "-1" else name
                 reasons[id(owner), name] = reason
                 child = owner._modules.get(name)
                 if child is not None:

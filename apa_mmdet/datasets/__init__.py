@@ -1,4 +1,4 @@
-"""Class frequencies, data folders of configs, and the mini-LVIS generator."""
+"""Class frequencies, the data files of configs, and the mini-LVIS generator."""
 
 from .class_frequency import class_frequency
 from .data_files import check_files, set_data_root

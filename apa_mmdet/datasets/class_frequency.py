@@ -1,4 +1,4 @@
-"""Class frequencies of any mmdet data set, wrapped or not."""
+"""Class frequencies of any mmdet data set, with or without wrappers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 def _leaves(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield the data sets inside any nest of wrappers."""
+    """Yield the data sets inside any nesting of wrappers."""
     if hasattr(dataset, "datasets"):  # ConcatDataset
         for inner in dataset.datasets:
             yield from _leaves(inner)
@@ -23,22 +23,22 @@ def _leaves(dataset: Dataset) -> Iterator[Dataset]:
 def class_frequency(dataset: Dataset) -> Tensor:
     """Return the share of annotated images that show each class.
 
-    What the data set already holds in memory is read once; no annotation file is
-    opened. Wrappers that repeat or oversample images do not change the result.
+    The annotations that the data set has in memory are read once; no file is opened.
+    Wrappers that repeat or oversample images do not change the result.
 
     Args:
-        dataset: An mmdet data set, or any nest of ConcatDataset, RepeatDataset,
-            ClassBalancedDataset and their like around some.
+        dataset: An mmdet data set, or any nesting of ConcatDataset, RepeatDataset,
+            ClassBalancedDataset and other wrappers around such data sets.
 
     Returns:
         float32 tensor (C,): images with the class / images with any annotation.
 
     Raises:
         TypeError: If a data set has no ``get_cat_ids`` or no ``metainfo['classes']``.
-        ValueError: If the data sets disagree on their classes, or nothing is annotated.
+        ValueError: If the data sets have different classes, or nothing is annotated.
     """
     counts: Tensor | None = None
-    annotated = 0
+    num_annotated = 0
     classes: tuple | None = None
     for leaf in _leaves(dataset):
         names = getattr(leaf, "metainfo", {}).get("classes")
@@ -53,17 +53,17 @@ def class_frequency(dataset: Dataset) -> Tensor:
         elif classes != tuple(names):
             raise ValueError(
                 f"the concatenated data sets have different classes ({len(classes)} "
-                f"and {len(names)} names); give them one metainfo"
+                f"and {len(names)} names); give them the same metainfo"
             )
         if hasattr(leaf, "full_init"):
             leaf.full_init()
         for index in range(len(leaf)):
             shown = sorted(set(leaf.get_cat_ids(index)))
             counts[shown] += 1
-            annotated += bool(shown)
-    if not annotated:
+            num_annotated += bool(shown)
+    if not num_annotated:
         raise ValueError(
             "no image of the training data set has an annotation; check ann_file and "
             "metainfo['classes']"
         )
-    return counts.to(torch.float32) / annotated
+    return counts.to(torch.float32) / num_annotated

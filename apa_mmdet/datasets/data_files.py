@@ -1,4 +1,4 @@
-"""The files that a config names: pointing at them, and looking before starting."""
+"""The data files that a config names: moving their root, checking that they exist."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import mmap
 import os.path as osp
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 _LVIS_LAYOUT = """expected layout of an LVIS v1 folder:
   {root}
@@ -15,7 +17,7 @@ _LVIS_LAYOUT = """expected layout of an LVIS v1 folder:
     train2017/000000000009.jpg, ...
     val2017/000000000139.jpg, ...
 To try without a download: python tools/dataset_converters/make_mini_lvis.py"""
-_LAYOUT = """expected layout, as the config's data set has it:
+_LAYOUT = """expected layout, according to the config's data set:
   {root}
     {ann_file}
     {images}, with the images that the annotations name"""
@@ -24,10 +26,10 @@ _COCO_URL = "http://images.cocodataset.org/"
 
 
 def set_data_root(cfg: Config, root: str) -> None:
-    """Move a config's data sets and evaluators to another folder.
+    """Point a config's data sets and evaluators at another folder.
 
-    Every string of the config that begins with its ``data_root`` is changed; MMEngine's
-    own ``--cfg-options data_root=...`` changes the top-level name alone.
+    Every string of the config that begins with its ``data_root`` is changed. MMEngine's
+    own ``--cfg-options data_root=...`` changes only the top-level variable.
 
     Args:
         cfg: The config, changed in place. Its ``data_root`` must still be the old one.
@@ -37,37 +39,39 @@ def set_data_root(cfg: Config, root: str) -> None:
         KeyError: If the config has no ``data_root``.
     """
     if "data_root" not in cfg:
-        raise KeyError("the config has no data_root to replace; set the data sets' own")
+        raise KeyError(
+            "the config has no data_root to replace; set the data_root of its data sets"
+        )
     old, new = cfg.data_root, osp.join(root, "")
 
-    def moved(value):
+    def move(value):
         if isinstance(value, dict):
             for key in value:
-                value[key] = moved(value[key])
+                value[key] = move(value[key])
         elif isinstance(value, (list, tuple)):
-            value = type(value)(moved(item) for item in value)
+            value = type(value)(move(item) for item in value)
         elif isinstance(value, str) and value.startswith(old):
             value = new + value[len(old) :]
         return value
 
-    moved(cfg._cfg_dict)
+    move(cfg._cfg_dict)
 
 
 def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
-    """Check that a config's annotations, images and pretrained weights are there.
+    """Check that a config's annotations, images and pretrained weights exist.
 
-    Two images of each data set are looked for, the first and the last one named in its
-    annotation file, which is searched without being parsed. What is not a local file,
-    or a data set without a json file, is left to mmdet.
+    Of each data set two images are checked, the first and the last in its annotation
+    file, which is searched without parsing it. Remote files, and data sets without a
+    JSON file, are left to mmdet.
 
     Args:
         cfg: The config, with command-line options merged.
-        splits: Which of ``train``, ``val`` and ``test`` to look at. Pretrained weights
-            are looked for with ``train`` only.
+        splits: Which of ``train``, ``val`` and ``test`` to check. Pretrained weights
+            are checked only with ``train``.
 
     Raises:
-        FileNotFoundError: If something is missing; it names what was looked for, where,
-            how the folder must look, and the option that points elsewhere.
+        FileNotFoundError: If something is missing. The message has the path, the
+            expected layout of the folder, and the option that points elsewhere.
     """
     for split in splits:
         loader = cfg.get(f"{split}_dataloader")
@@ -84,7 +88,7 @@ def _check_pretrained(node: object) -> None:
         if node.get("type") == "Pretrained" and path and not _is_remote(path):
             if not osp.isfile(osp.expanduser(path)):
                 raise FileNotFoundError(
-                    f"not there: {osp.abspath(path)}, the pretrained weights\n"
+                    f"not found: {osp.abspath(path)}, the pretrained weights\n"
                     f"Weights of the published SE-ResNet backbones come from the "
                     f"authors, github.com/kostas1515/AGLU (ImageNet-1K models with "
                     f"APA); save the file under that name, or train from scratch with "
@@ -115,7 +119,7 @@ def _check_dataset(dataset: dict, split: str) -> None:
     if not osp.isfile(ann_file):
         raise _missing(f"the {split} annotations", ann_file, dataset)
     folder = osp.join(root, _image_folder(dataset))
-    for name in _some_images(ann_file, _is_lvis(dataset)):
+    for name in _first_and_last_image(ann_file, _is_lvis(dataset)):
         path = osp.join(folder, name)
         if not osp.isfile(path):
             raise _missing(f"a {split} image named in {ann_file}", path, dataset)
@@ -133,37 +137,37 @@ def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _some_images(ann_file: str, is_lvis: bool) -> list[str]:
-    """Return the first and the last image name of the file, or nothing if none."""
+def _first_and_last_image(ann_file: str, is_lvis: bool) -> list[str]:
+    """Return the first and the last image name of an annotation file."""
     keys = _IMAGE_KEYS if is_lvis else _IMAGE_KEYS[::-1]
     with open(ann_file, "rb") as file:
         try:
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # an empty file; its parser says so better
+        except ValueError:  # an empty file, for which mmdet has a better error
             return []
         with text:
             for key in keys:
-                places = {text.find(key), text.rfind(key)} - {-1}
-                if places:
-                    return [_name_at(text, place) for place in sorted(places)]
+                positions = {text.find(key), text.rfind(key)} - {-1}
+                if positions:
+                    return [_name_at(text, start) for start in sorted(positions)]
     return []
 
 
-def _name_at(text: mmap.mmap, place: int) -> str:
-    match = re.match(rb'"\w+"\s*:\s*"([^"]*)"', text[place : place + 4096])
+def _name_at(text: mmap.mmap, start: int) -> str:
+    match = re.match(rb'"\w+"\s*:\s*"([^"]*)"', text[start : start + 4096])
     return match.group(1).decode().replace(_COCO_URL, "") if match else ""
 
 
 def _missing(what: str, path: str, dataset: dict) -> FileNotFoundError:
     root = dataset.get("data_root") or "."
     layout = _LVIS_LAYOUT if _is_lvis(dataset) else _LAYOUT
-    described = layout.format(
+    expected = layout.format(
         root=osp.abspath(root),
         ann_file=dataset["ann_file"],
         images=_image_folder(dataset) or "here",
     )
     return FileNotFoundError(
-        f"not there: {osp.abspath(path)}, {what}\n{described}\n"
+        f"not found: {osp.abspath(path)}, {what}\n{expected}\n"
         f"Put the data there or link it (ln -s /path/to/data {root.rstrip('/')}), or "
         f"point elsewhere with --cfg-options data_root=/path/to/data"
     )

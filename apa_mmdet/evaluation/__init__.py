@@ -1,14 +1,36 @@
-"""LVIS evaluation: lvis-api's figures, from arrays.
+"""LVIS evaluation that gives lvis-api's figures from arrays.
 
-It needs neither torch nor MMDetection. The metric for MMDetection's configs does; it is
-:class:`apa_mmdet.evaluation.lvis_metric.LVISFastMetric`.
+From detections to figures, one room after the other; a room imports only those above
+it:
+
+- :mod:`.core` holds arrays and rules. :class:`~.core.ground_truth.GroundTruth` and
+  :class:`~.core.detections.Detections` are columns of numbers.
+  :func:`~.core.evaluate.evaluate` selects the detections that LVIS judges
+  (:mod:`~.core.selection`), matches them to annotations (:mod:`~.core.matching`) and
+  accumulates precision and recall (:mod:`~.core.accumulate`).
+  :func:`~.core.bootstrap.compare` says whether two results differ by chance.
+- :mod:`.files` reads annotation and results files as streams.
+- :mod:`.store` keeps the predictions of a running model on disk, one folder for each
+  process: :mod:`~.store.packing` checks and packs an image's predictions,
+  :mod:`~.store.disk` writes and reads the shards, :mod:`~.store.loading` selects from
+  them, :mod:`~.store.ranks` coordinates the processes.
+- :mod:`.metric` is the metric for MMDetection's configs, :mod:`.report` makes tables, a
+  CSV file and a plot.
+
+Unusable input is refused where it is read, in ``files`` and ``store.packing``: ids,
+numbers and damaged RLEs by :class:`~.core.errors.InputErrors`, the form of a mask by
+:func:`~.core.masks.encode`, JSON by :mod:`~.files.json_stream`.
+
+Importing ``core``, ``files`` and ``report`` needs only numpy; evaluating also needs
+pycocotools and tqdm. ``store`` needs torch, ``metric`` needs MMDetection.
 """
 
-from .bootstrap import compare
-from .detections import Detections
-from .ground_truth import GroundTruth, load_ground_truth
-from .lvis_eval import LVISResult, evaluate
-from .results_file import read_results
+from .core.bootstrap import compare
+from .core.detections import Detections
+from .core.evaluate import LVISResult, evaluate
+from .core.ground_truth import GroundTruth
+from .files.annotations import load_ground_truth
+from .files.results import read_results
 
 __all__ = [
     "Detections",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ def APADetector(
 
     The result is the detector itself, of its own class, so that its checkpoint keys are
     those of the unconverted one plus ``lambda_param`` and ``kappa_param`` of each site.
-    Checkpoints of both load. The report is printed to the log and kept as
+    Checkpoints of both load. The report is printed to the log and stored as
     ``conversion_report``.
 
     Args:
@@ -48,8 +47,8 @@ def APADetector(
         types: Activation types to convert.
         exclude: Patterns of paths to leave.
         gates: If True, sigmoid gates become bare APA.
-        filter_fn: ``filter_fn(module, path) -> bool``, which selects activations; in a
-            config that is to be saved, its name, ``'package.module.function'``.
+        filter_fn: ``filter_fn(module, path) -> bool``, which selects activations; or
+            its name, ``'package.module.function'``, with which a config can be saved.
         **kwargs: Everything else of the detector.
 
     Returns:
@@ -72,8 +71,6 @@ def APADetector(
             f"base_type={base_type!r}: the base config has a converted detector "
             "already; inherit from it without a type, or change its options there"
         )
-    if isinstance(filter_fn, str):
-        filter_fn = _import(filter_fn)
     detector = MODELS.build(dict(type=base_type, **kwargs))
     report = convert_activations(
         detector, activation, init, parts, types, exclude, gates, filter_fn
@@ -83,13 +80,3 @@ def APADetector(
     if advice is not None:
         print_log(advice, logger="current", level=logging.WARNING)
     return detector
-
-
-def _import(name: str) -> Any:
-    try:
-        return pkgutil.resolve_name(name)
-    except (AttributeError, ImportError, ValueError) as error:
-        raise ValueError(
-            f"filter_fn={name!r}: {error}; give a function, or its name as "
-            f"'package.module.function'"
-        ) from error

@@ -19,8 +19,7 @@ _DYNAMIC = "it lies between convolutions whose weights are predicted per instanc
 _EXTRA = "it precedes the neck's extra convolutions, after the features have left"
 _TEXT = "a text model"
 
-# Activations that do not compute features: by class, the path of the module below it,
-# or the method that calls a function inline. An index of -1 is the last layer.
+# Activations that do not compute features, by class; paths as in ModelRules.
 _NOT_FEATURES: dict[str, dict[str, str]] = {
     "mmdet.models.dense_heads.fsaf_head.FSAFHead": {"relu": _DISTANCE},
     "mmdet.models.dense_heads.rtmdet_ins_head.RTMDetInsSepBNHead": {
@@ -46,17 +45,13 @@ _NOT_FEATURES: dict[str, dict[str, str]] = {
 }
 
 
-def _staying(module: nn.Module) -> dict[str, str]:
+def _fixed(module: nn.Module) -> dict[str, str]:
     reasons = {}
     for cls in type(module).__mro__:
         name = f"{cls.__module__}.{cls.__qualname__}"
         if name.startswith(_LOSSES):
             reasons[""] = _LOSS
-        for path, reason in _NOT_FEATURES.get(name, {}).items():
-            if path.endswith(".-1"):
-                path = path[:-3]
-                path = f"{path}.{len(module.get_submodule(path)) - 1}"
-            reasons[path] = reason
+        reasons.update(_NOT_FEATURES.get(name, {}))
     if isinstance(module, BaseModule):
         # So MMDetection's modules name their losses, a user's own ones too.
         losses = (name for name in module._modules if name.startswith("loss_"))
@@ -65,7 +60,7 @@ def _staying(module: nn.Module) -> dict[str, str]:
 
 
 RULES = ModelRules(
-    _staying,
+    _fixed,
     converters={
         cls: BlockConverter(
             {f"act{site + 1}": "relu" for site in range(per_site.num_sites)},

@@ -1,5 +1,5 @@
-# What every Mask R-CNN of this folder shares: mmdet's LVIS v1 config (repeat-factor
-# sampling, multi-scale training), plus the treatment that lambda and kappa need.
+# Every Mask R-CNN on LVIS: mmdet's LVIS v1 config (repeat-factor sampling, multi-scale
+# training), class frequencies for APALoss, no weight decay for lambda and kappa.
 _base_ = "mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py"
 
 custom_imports = dict(imports=["apa_mmdet"], allow_failed_imports=False)
@@ -13,8 +13,8 @@ optim_wrapper = dict(
         )
     ),
 )
-# LVISMetric's figures in a small part of its time and memory.
+# The figures of LVISMetric, in a fraction of its time and memory.
 val_evaluator = dict(type="LVISFastMetric")
 test_evaluator = val_evaluator
-# LVIS val takes longer than an epoch's gain is worth knowing.
+# Evaluation on LVIS val takes too long to run after every epoch.
 train_cfg = dict(val_interval=12)

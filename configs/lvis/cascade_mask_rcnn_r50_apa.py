@@ -1,4 +1,4 @@
-# mask_rcnn_r50_apa.py with a Cascade of three heads, each with an APALoss of its own.
+# mask_rcnn_r50_apa.py with a cascade of three heads, each with its own APALoss.
 _base_ = "./mask_rcnn_r50_apa.py"
 
 bbox_head = [

@@ -1,4 +1,4 @@
-# Control: mask_rcnn_r50_apa.py with EQLv2 and its classifier's start.
+# Control: mask_rcnn_r50_apa.py with EQLv2 and its initialisation of the classifier.
 _base_ = "./mask_rcnn_r50_apa.py"
 loss_cls = dict(_delete_=True, type="EQLV2BoxLoss", num_classes=1203)
 init_cfg = [

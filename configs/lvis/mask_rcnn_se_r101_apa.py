@@ -1,4 +1,4 @@
-# The published SE-ResNet-101 model: as SE-ResNet-50, but with a fixed temperature and
+# The published SE-ResNet-101 model: like SE-ResNet-50, but with a fixed temperature and
 # a deconvolution in the mask head.
 _base_ = "./mask_rcnn_se_r50_apa.py"
 model = dict(

@@ -1,6 +1,6 @@
 # The published SE-ResNet-50 model: AGLU and APA gates in the backbone, the Gumbel
-# classifier with dropped negatives, a cosine mask predictor, 2x schedule. The backbone
-# weights come from the authors, github.com/kostas1515/AGLU.
+# classifier without negatives of rare classes, a cosine mask predictor, a 2x schedule.
+# The backbone weights come from the authors, github.com/kostas1515/AGLU.
 _base_ = "./mask_rcnn_r50_gumbel_head.py"
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 # Control: mask_rcnn_se_r50_apa.py with ReLU and plain SE (sigmoid gates) in the
-# backbone. Its weights are those of any ImageNet SE-ResNet-50 with this package's keys.
+# backbone. It starts from any ImageNet SE-ResNet-50 whose weights have these keys.
 _base_ = "./mask_rcnn_se_r50_apa.py"
 gate_cfg = dict(type="Sigmoid")
 model = dict(

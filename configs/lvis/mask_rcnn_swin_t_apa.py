@@ -1,5 +1,5 @@
-# mask_rcnn_r50_apa.py with a Swin-T, AGLU in its FFNs starting like GELU, and Swin's
-# optimiser.
+# mask_rcnn_r50_apa.py with a Swin-T, whose FFNs have AGLU in the place of GELU, and
+# Swin's optimizer.
 _base_ = "./mask_rcnn_r50_apa.py"
 model = dict(
     backbone=dict(

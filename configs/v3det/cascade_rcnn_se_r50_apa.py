@@ -1,6 +1,8 @@
-# faster_rcnn_se_r50_apa.py with a Cascade of three heads.
-_base_ = "mmdet::v3det/cascade_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x.py"
-custom_imports = dict(imports=["apa_mmdet"], allow_failed_imports=False)
+# faster_rcnn_se_r50_apa.py with a cascade of three heads.
+_base_ = [
+    "mmdet::v3det/cascade_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x.py",
+    "../_base_/se_r50_apa.py",
+]
 bbox_head = [
     dict(
         type="Shared2FCBBoxHead",
@@ -22,12 +24,4 @@ bbox_head = [
         [0.033, 0.033, 0.067, 0.067],
     )
 ]
-model = dict(
-    backbone=dict(
-        type="APAResNet",
-        act_cfg=dict(type="AGLU", init="uniform"),
-        plugins=[dict(cfg=dict(type="APASELayer"), position="after_conv3")],
-        init_cfg=dict(checkpoint="pretrained/se_r50_apa_imagenet1k.pth"),
-    ),
-    roi_head=dict(bbox_head=bbox_head),
-)
+model = dict(backbone={{_base_.se_r50_apa}}, roi_head=dict(bbox_head=bbox_head))

@@ -1,4 +1,4 @@
-"""Where sites are found: one for each place in the code, none that is never reached."""
+"""Which sites there are: one for each place in the code, none that never runs."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def left(report):
 
 
 def check(model, expected, *inputs, init=SHARP):
-    """Convert; compare paths, outputs, keys; every site must get a gradient."""
+    """Convert; compare paths, outputs and keys; every site must get a gradient."""
     keys = [name for name, _ in model.named_parameters()]
     with torch.no_grad():
         before = model(*inputs)
@@ -28,10 +28,12 @@ def check(model, expected, *inputs, init=SHARP):
     assert paths(report) == expected
     after = model(*inputs)
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
-    found = [name for name, _ in model.named_parameters()]
+    after_keys = [name for name, _ in model.named_parameters()]
     own = ("lambda_param", "kappa_param")
-    assert set(found) - set(keys) == {f"{p}.{name}" for p in expected for name in own}
-    assert [key for key in found if key in keys] == keys
+    assert set(after_keys) - set(keys) == {
+        f"{p}.{name}" for p in expected for name in own
+    }
+    assert [key for key in after_keys if key in keys] == keys
 
     for module in model.modules():  # a start at which gradients are not tiny
         if isinstance(module, AGLU):
@@ -121,7 +123,7 @@ class Mlp(nn.Module):
         return x
 
 
-def test_inline_in_a_loop_that_ends_without():
+def test_inline_in_a_loop_except_its_last_pass():
     report = check(Mlp(), ["relu.0", "relu.1"], torch.randn(8, 4))
     assert report.sites[0].was == "ReLU, inline"
 
@@ -131,7 +133,7 @@ def test_a_loop_of_one_pass_is_one_plain_site():
 
 
 class Indexed(nn.Module):
-    """As Res2Net and Hourglass: the loop's variable picks the layer."""
+    """As Res2Net and Hourglass: the loop's variable selects the layer."""
 
     def __init__(self, stacks):
         super().__init__()
@@ -270,7 +272,7 @@ def test_what_follows_an_early_return():
 
 
 class Entries(nn.Module):
-    """As DetectoRS: ``rfp_forward`` is called in the place of ``forward``."""
+    """As DetectoRS: ``rfp_forward`` is called instead of ``forward``."""
 
     def __init__(self, other=False):
         super().__init__()
@@ -289,7 +291,7 @@ class Entries(nn.Module):
 
 
 @pytest.mark.parametrize("entry", ["forward", "rfp_forward"])
-def test_methods_called_in_each_others_place_share(entry):
+def test_methods_called_instead_of_each_other_share(entry):
     class Caller(nn.Module):
         def __init__(self):
             super().__init__()
@@ -304,7 +306,7 @@ def test_methods_called_in_each_others_place_share(entry):
 
 
 class Arguments(nn.Module):
-    """As SABL: a method is given the layers to loop over, one list of them empty."""
+    """As SABL: a method gets the layers to loop over, one of the lists empty."""
 
     def __init__(self):
         super().__init__()
@@ -328,7 +330,7 @@ def test_layers_given_to_a_method():
 
 
 class SameLayer(nn.Module):
-    """As GridHead: the same norm's result goes in from two lines."""
+    """As GridHead: the same norm's result is the input in two lines."""
 
     def __init__(self):
         super().__init__()
@@ -529,7 +531,7 @@ def test_torchs_transformer_does_not_bypass_it_when_evaluated():
 
 
 @pytest.mark.parametrize(
-    ("module", "apart"),
+    ("module", "largest"),
     [
         (nn.SiLU(), 5e-6),  # two roundings of 20
         (nn.ReLU(), 0.0056),
@@ -540,14 +542,14 @@ def test_torchs_transformer_does_not_bypass_it_when_evaluated():
         (nn.Hardswish(), 0.124),
     ],
 )
-def test_how_far_the_start_is_from_what_it_replaces(module, apart):
+def test_how_far_the_start_is_from_what_it_replaces(module, largest):
     x = torch.linspace(-20, 20, 200_001)
     model = nn.Sequential(module)
     before = model(x)
-    convert_activations(model, types=["Hardswish"] if apart == 0.124 else None)
+    convert_activations(model, types=["Hardswish"] if largest == 0.124 else None)
     difference = (model(x) - before).abs().max().item()
-    assert difference <= apart
-    assert difference >= 0.9 * apart or apart < 1e-5
+    assert difference <= largest
+    assert difference >= 0.9 * largest or largest < 1e-5
 
 
 def test_inline_leaky_relu_keeps_its_slope():
@@ -577,7 +579,7 @@ def test_a_frozen_neighbour_freezes():
     assert model[3].kappa_param.requires_grad
 
 
-def test_a_frozen_norm_alone_does_not_freeze():
+def test_freezing_only_the_norm_does_not_freeze():
     """MMDetection's caffe-style backbones freeze every norm's weights."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     model[1].requires_grad_(False)

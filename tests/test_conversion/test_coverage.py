@@ -1,15 +1,16 @@
 """A detector of every family converts and trains one step."""
 
-import sys
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
+import copy
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
-_PATH = Path(__file__).parents[2] / "tools/analysis_tools/conversion_coverage.py"
-_SPEC = spec_from_file_location("conversion_coverage", _PATH)
-tool = sys.modules[_SPEC.name] = module_from_spec(_SPEC)  # dataclasses look it up
-_SPEC.loader.exec_module(tool)
+from apa_mmdet.conversion import convert_activations
+from apa_mmdet.testing.coverage import check_family, gradient_differences
+from apa_mmdet.testing.families import CONFIGS, GPU_ONLY, PACKAGES
+from apa_mmdet.testing.wiring import UnlistedActivations, original_activations
 
 FAST = [
     "grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco",
@@ -26,21 +27,84 @@ FAST = [
 ]
 
 
-def covered(name):
-    if name in tool._PACKAGES and find_spec(tool._PACKAGES[name][0]) is None:
-        pytest.skip(f"its loss needs {tool._PACKAGES[name][1]}")
-    row = tool.cover(name)
-    assert row.failures == []
-    assert row.report.sites
-    assert (row.losses is None) == (name in tool.BUILD_ONLY)
+def check(name):
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name][0])
+    coverage = check_family(name)
+    assert coverage.failures == []
+    assert coverage.report.sites
+    assert (coverage.losses is None) == (name in GPU_ONLY)
 
 
 @pytest.mark.parametrize("name", FAST)
 def test_converts_and_trains_one_step(name):
-    covered(name)
+    check(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in tool.CONFIGS if name not in FAST])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in FAST])
 def test_every_other_family(name):
-    covered(name)
+    check(name)
+
+
+# ---- that the checks notice what they look for
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.act = nn.LeakyReLU(0.3)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.act(self.conv(x)).mean((2, 3))
+        return F.relu(self.fc(x)) + F.silu(x)
+
+
+def test_original_activations_compute_what_the_base_computes():
+    base, x = Net(), torch.randn(2, 3, 4, 4)
+    model = copy.deepcopy(base)
+    report = convert_activations(model)
+    assert not torch.equal(model(x), base(x))
+    with original_activations(base, model, report):
+        assert torch.equal(model(x), base(x))
+    assert not torch.equal(model(x), base(x))
+
+
+def test_a_call_that_is_not_in_the_report_is_noticed():
+    model, x = Net(), torch.randn(2, 3, 4, 4)
+    report = convert_activations(model, types=["ReLU", "LeakyReLU"])
+    with UnlistedActivations(model, report) as unlisted:
+        model(x)
+    assert not unlisted.calls
+    report.left.clear()
+    with UnlistedActivations(model, report) as unlisted:
+        model(x)
+    assert unlisted.calls == {"silu in forward() is neither converted nor left"}
+
+
+def test_gradients_that_differ_are_named():
+    one = torch.tensor([1.0, 2.0])
+    before = {"a": one, "b": one, "c": None, "d": None}
+    after = {"a": one.clone(), "b": one + 0.5, "c": None, "d": one}
+    assert gradient_differences(before, after) == [
+        "the gradient of b differs by 0.2 of its largest element",
+        "d has a gradient in one of the models only",
+    ]
+
+
+def test_a_config_that_cannot_be_built_is_a_failure_of_its_own():
+    coverage = check_family("yolox/nowhere")
+    assert coverage.report is None
+    assert coverage.failures[0].startswith("FileNotFoundError: mmdet::yolox/nowhere.py")
+
+
+def test_the_tool_writes_a_row_for_each_config(run_tool, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    name = "yolox/yolox_tiny_8xb8-300e_coco"
+    with pytest.raises(SystemExit) as end:
+        run_tool("conversion_coverage.py", "--configs", name, "--out", page)
+    assert end.value.code == 0
+    assert f"{name}: 74 sites, 0 left, 148 parameters" in capsys.readouterr().out
+    assert f"| {name} | 74, " in page.read_text(encoding="utf-8")

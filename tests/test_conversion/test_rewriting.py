@@ -159,7 +159,7 @@ class Derived(Base):
     ("before", "after"),
     [
         ("\n\n\nclass Base", "\n\n\n\nclass Base"),  # the calls move
-        ("x))))", "x)))) + self.relu(x)"),  # a call is added behind those known
+        ("x))))", "x)))) + self.relu(x)"),  # a call is added after the known ones
         ("def forward(", "def predict("),
     ],
 )
@@ -244,7 +244,7 @@ def test_decorators_defaults_and_closures_are_retained():
 
 
 def test_a_decorator_that_cannot_be_applied_again():
-    """It is local to the function that makes the class: the method stays as it is."""
+    """It is local to the function that defines the class: the method stays as it is."""
 
     def local(function):
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Class frequencies through any nest of wrappers."""
+"""Class frequencies through any nesting of wrappers."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from apa_mmdet.datasets import class_frequency
 
 
 class Toy(BaseDataset):
-    """Images given by the labels they show."""
+    """A data set of images that are given by the labels they show."""
 
     METAINFO = dict(classes=("a", "b", "c"))
 
@@ -30,7 +30,7 @@ class Toy(BaseDataset):
 
 
 class Outer:
-    """A wrapper of somebody else's around a wrapper."""
+    """Another library's wrapper around a wrapper."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -53,13 +53,13 @@ def test_counts_images_not_instances_and_skips_empty_images():
         lambda data: Outer(ClassBalancedDataset(data, oversample_thr=0.9)),
     ],
 )
-def test_wrappers_change_nothing_and_nothing_is_read_twice(wrap):
+def test_wrappers_do_not_change_the_result_or_load_the_data_again(wrap):
     data = Toy(SHOWN)
     torch.testing.assert_close(class_frequency(wrap(data)), EXPECTED)
     assert data.loads == 1
 
 
-def test_concatenation_adds_up():
+def test_concatenated_data_sets_are_counted_together():
     both = ConcatDataset([Toy(SHOWN), Toy([[1], [1, 2]])])
     expected = torch.tensor([3 / 6, 4 / 6, 2 / 6])
     torch.testing.assert_close(class_frequency(both), expected)

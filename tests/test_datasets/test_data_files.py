@@ -1,4 +1,4 @@
-"""Looking for a config's files, and moving its data root."""
+"""Checking that a config's files exist, and moving its data root."""
 
 import json
 
@@ -46,7 +46,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_complete_data_passes(root):
+def test_complete_data_is_accepted(root):
     check_files(config(root))
 
 
@@ -68,7 +68,7 @@ def test_missing_files_are_named(root, missing, text):
     assert "expected layout" in message and "make_mini_lvis.py" in message
 
 
-def test_other_data_sets_get_their_own_layout(root):
+def test_the_error_shows_the_layout_of_the_data_set(root):
     cfg = config(root)
     dataset = cfg.train_dataloader.dataset.dataset
     dataset.type = "CocoDataset"
@@ -80,12 +80,12 @@ def test_other_data_sets_get_their_own_layout(root):
     assert "LVIS" not in str(error.value)
 
 
-def test_only_the_asked_splits_are_looked_at(root):
+def test_only_the_given_splits_are_checked(root):
     (root / "annotations/lvis_v1_train.json").unlink()
     check_files(config(root), splits=("val",))
 
 
-def test_missing_pretrained_weights(root, tmp_path):
+def test_missing_pretrained_weights_are_named(root, tmp_path):
     start = dict(type="Pretrained", checkpoint=str(tmp_path / "se.pth"))
     cfg = config(root, backbone=dict(init_cfg=start))
     with pytest.raises(FileNotFoundError, match="(?s)se.pth.*kostas1515/AGLU"):
@@ -96,7 +96,7 @@ def test_missing_pretrained_weights(root, tmp_path):
     check_files(config(root, backbone=dict(init_cfg=start)))
 
 
-def test_data_root_moves_everything(root):
+def test_data_root_moves_data_sets_and_evaluators(root):
     cfg = config("/somewhere/else")
     set_data_root(cfg, str(root))
     check_files(cfg)

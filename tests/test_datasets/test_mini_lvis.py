@@ -1,4 +1,4 @@
-"""Mini-LVIS is LVIS v1: exact fields, masks, federated labels, and both readers."""
+"""Mini-LVIS is LVIS v1: exact fields, masks, federated labels; both readers read it."""
 
 import copy
 import json
@@ -11,10 +11,10 @@ import pytest
 from mmdet.datasets import LVISV1Dataset
 from pycocotools import mask as mask_utils
 
-import apa_mmdet  # noqa: F401  (lets lvis run on current numpy)
-from apa_mmdet.datasets import mini_lvis
-from apa_mmdet.datasets.mini_lvis import CLASSES, make_mini_lvis
-from apa_mmdet.datasets.mini_lvis_drawing import compose
+import apa_mmdet  # noqa: F401  repairs lvis-api for current numpy
+from apa_mmdet.datasets.mini_lvis import CLASSES, generator, make_mini_lvis
+from apa_mmdet.datasets.mini_lvis.assignment import image_quotas
+from apa_mmdet.datasets.mini_lvis.scenes import compose
 
 SMALL = dict(seed=0, num_train=375, num_val=60, image_size=96)
 SPLITS = ("train", "val")
@@ -44,7 +44,7 @@ def data(request, root):
     return read(root, request.param) | {"split": request.param, "root": root}
 
 
-def test_fields_are_those_of_lvis_v1(data):
+def test_fields_equal_lvis_v1(data):
     split = data["split"]
     assert {"info", "annotations", "images", "licenses", "categories"} <= set(data)
     assert data["info"]["mini_lvis"] == SMALL | {"generator_version": 1}
@@ -94,15 +94,15 @@ def test_frequency_follows_the_training_images(root):
 
 
 def test_default_size_fills_every_group():
-    train, val = mini_lvis._image_quotas(600, 150)
+    train, val = image_quotas(600, 150)
     assert ((train <= 10).sum(), (train > 100).sum()) == (15, 10)
     assert val.min() >= 4
     # However large the set, its rare classes stay rare.
-    train, _ = mini_lvis._image_quotas(10_000, 1_000)
+    train, _ = image_quotas(10_000, 1_000)
     assert ((train <= 10).sum(), (train > 100).sum()) == (15, 10)
 
 
-def test_every_class_is_in_val_several_times_and_often_verified_absent(root):
+def test_val_shows_every_class_several_times_and_knows_it_absent_often(root):
     val = read(root, "val")
     shown = {(a["category_id"], a["image_id"]) for a in val["annotations"]}
     images = Counter(category for category, _ in shown)
@@ -128,7 +128,7 @@ def test_federated_labels(data):
     assert partly > 0 or data["split"] == "val"
 
 
-def test_a_class_not_exhaustively_annotated_has_a_drawn_instance_without_annotation(
+def test_a_not_exhaustive_class_has_an_instance_without_annotation(
     tmp_path, monkeypatch
 ):
     drawn = []
@@ -137,7 +137,7 @@ def test_a_class_not_exhaustively_annotated_has_a_drawn_instance_without_annotat
         drawn.append(Counter(categories))
         return compose(size, categories, rng)
 
-    monkeypatch.setattr(mini_lvis, "compose", spy)
+    monkeypatch.setattr(generator, "compose", spy)
     make_mini_lvis(tmp_path, **SMALL)
     for split, scenes in (("train", drawn[:375]), ("val", drawn[375:])):
         annotated = {}
@@ -159,17 +159,17 @@ def test_masks_boxes_and_areas_agree_with_pycocotools(data):
         assert mask_utils.toBbox(rle).tolist() == ann["bbox"]
         assert min(w, h) >= 8 and min(x, y) >= 0 and max(x + w, y + h) <= 96
         seen[ann["image_id"]] += mask_utils.decode(rle)
-    # The visible parts of two objects share no pixel.
+    # The visible parts of two objects do not overlap.
     assert max(mask.max() for mask in seen.values()) == 1
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_masks_cover_what_is_seen(seed):
+def test_masks_cover_the_visible_objects(seed):
     red, blue = CLASSES.index("red_cat") + 1, CLASSES.index("blue_heart") + 1
     order = [red, blue, red, blue]
     image, masks = compose(160, order, np.random.default_rng(seed))
     for category, mask in zip(order, masks):
-        # Without the dark rim, also where another object's rim is near.
+        # Without the dark rims, its own and those of objects next to it.
         inner = cv2.erode(mask, np.ones((5, 5), np.uint8)).astype(bool)
         colour, channel = image[inner].astype(int), 2 if category == red else 0  # BGR
         others = np.delete(colour, channel, axis=1).max(axis=1)
@@ -178,7 +178,7 @@ def test_masks_cover_what_is_seen(seed):
     assert background.mean() > 0.2
 
 
-def test_same_seed_same_bytes_other_seed_other_images(root, tmp_path):
+def test_the_seed_determines_every_byte(root, tmp_path):
     as_numpy = {name: np.int64(value) for name, value in SMALL.items()}
     make_mini_lvis(tmp_path / "same", **as_numpy)
     make_mini_lvis(tmp_path / "other", **(SMALL | {"seed": 1}))
@@ -238,7 +238,7 @@ def test_perfect_predictions_score_one(root, iou_type):
         assert scores[name] == pytest.approx(1.0)
 
 
-def test_complete_set_is_left_alone(root):
+def test_a_complete_set_is_left_unchanged(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     made = make_mini_lvis(str(root), **SMALL, progress=lambda *_: pytest.fail("drew"))
     assert not made.created
@@ -250,7 +250,7 @@ def test_complete_set_is_left_alone(root):
         assert {group: counts[group] for group in "rcf"} == groups
 
 
-def test_interrupted_set_is_not_complete_and_is_drawn_anew(root, tmp_path):
+def test_an_interrupted_set_is_generated_again(root, tmp_path):
     class Interrupt(Exception):
         pass
 
@@ -278,13 +278,13 @@ def test_interrupted_set_is_not_complete_and_is_drawn_anew(root, tmp_path):
         ("image_size", 95),
     ],
 )
-def test_bad_numbers_are_named(tmp_path, name, value):
+def test_bad_numbers_are_refused_by_name(tmp_path, name, value):
     with pytest.raises(ValueError, match=rf"{name}={value!r}: expected an integer"):
         make_mini_lvis(tmp_path / "new", **(SMALL | {name: value}))
     assert not (tmp_path / "new").exists()
 
 
-def test_other_contents_are_refused(root, tmp_path):
+def test_a_folder_with_other_contents_is_refused(root, tmp_path):
     with pytest.raises(FileExistsError, match="made with .*Delete that folder"):
         make_mini_lvis(root, **(SMALL | {"seed": 5}))
 

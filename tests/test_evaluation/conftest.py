@@ -1,4 +1,4 @@
-"""Generated LVIS cases, and what lvis-api makes of them."""
+"""Generated LVIS data sets with results, and lvis-api's figures for them."""
 
 import copy
 import json
@@ -8,20 +8,18 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-import apa_mmdet  # noqa: F401  repairs lvis-api for this numpy
-
-FREQUENCIES = "rcf"
+import apa_mmdet  # noqa: F401  repairs lvis-api for current numpy
 
 
 def _mask(rng, box, height, width):
-    """A bitmap: an ellipse or a rectangle with a bite, within the box."""
+    """An ellipse, or a rectangle without one corner, that fills the box."""
     y, x = np.mgrid[:height, :width]
     left, top, w, h = box
     u, v = (x + 0.5 - left) / max(w, 1), (y + 0.5 - top) / max(h, 1)
     if rng.random() < 0.5:
         return ((u - 0.5) ** 2 + (v - 0.5) ** 2 <= 0.25).astype(np.uint8)
-    bite = (u > 0.6) & (v > 0.7)
-    return ((u >= 0) & (u < 1) & (v >= 0) & (v < 1) & ~bite).astype(np.uint8)
+    corner = (u > 0.6) & (v > 0.7)
+    return ((u >= 0) & (u < 1) & (v >= 0) & (v < 1) & ~corner).astype(np.uint8)
 
 
 def _rle(bitmap):
@@ -35,7 +33,7 @@ def _polygon(box):
 
 
 def _box(rng, height, width, is_coarse):
-    # From a few pixels to nearly all, so that every area range is met.
+    # From a few pixels to nearly the whole image, so that every area range occurs.
     size = np.exp(rng.uniform(np.log(4), np.log(min(height, width) * 0.9), 2))
     corner = rng.uniform(0, 1, 2) * (np.array([width, height]) - size)
     box = np.concatenate([corner, size])
@@ -43,10 +41,9 @@ def _box(rng, height, width, is_coarse):
 
 
 def make_case(seed, with_masks=False):
-    """One small data set with results, deliberately awkward.
+    """Return a small data set and results with as many special cases as possible.
 
-    Even seeds have whole-numbered boxes and scores of one digit, so that IoUs and
-    scores tie.
+    Even seeds have integer boxes and scores of one digit, so that IoUs and scores tie.
     """
     rng = np.random.default_rng(seed)
     is_coarse = seed % 2 == 0
@@ -57,14 +54,14 @@ def make_case(seed, with_masks=False):
         dict(
             id=int(i),
             name=f"class_{i}",
-            frequency=FREQUENCIES[k % 3],
+            frequency="rcf"[k % 3],
             image_count=int(rng.integers(1, 300)),
             instance_count=1,
         )
         for k, i in enumerate(class_ids)
     ]
     images, annotations, results = [], [], []
-    # The last class is never annotated, the first images show little or nothing.
+    # The last class is never annotated.
     shown = class_ids[: max(1, num_classes - 1)]
     annotation_ids = iter((rng.permutation(5_000) + 1).tolist())
     for index, image_id in enumerate(image_ids.tolist()):
@@ -76,7 +73,7 @@ def make_case(seed, with_masks=False):
             crowd = rng.integers(1, 9 if rng.random() < 0.3 else 3)
             for _ in range(crowd):
                 box = _box(rng, height, width, is_coarse)
-                if boxes and rng.random() < 0.3:  # the same place again
+                if boxes and rng.random() < 0.3:  # the same box again
                     box = list(boxes[-1][1])
                 boxes.append((class_id, box))
                 bitmap = _mask(rng, box, height, width) if with_masks else None
@@ -108,7 +105,7 @@ def make_case(seed, with_masks=False):
             )
         )
         if index % 5 == 4:
-            continue  # nothing is detected here
+            continue  # no detections in this image
         for class_id, box in boxes:
             for _ in range(rng.integers(0, 4)):
                 jitter = np.exp(rng.normal(0, 0.1, 4))
@@ -141,12 +138,12 @@ def make_case(seed, with_masks=False):
 
 
 def run_lvis_api(truth_path, results, iou_type, max_dets=300, iou_thrs=None, **params):
-    """Return lvis-api's figures, precision and recall."""
+    """Return lvis-api's figures, precision and recall arrays."""
     from lvis import LVIS, LVISEval, LVISResults
 
     truth = LVIS(str(truth_path))
-    found = LVISResults(truth, copy.deepcopy(results), max_dets=max_dets)
-    evaluation = LVISEval(truth, found, iou_type)
+    dets = LVISResults(truth, copy.deepcopy(results), max_dets=max_dets)
+    evaluation = LVISEval(truth, dets, iou_type)
     evaluation.params.max_dets = max_dets
     if iou_thrs is not None:
         evaluation.params.iou_thrs = np.asarray(iou_thrs)
@@ -154,8 +151,7 @@ def run_lvis_api(truth_path, results, iou_type, max_dets=300, iou_thrs=None, **p
         setattr(evaluation.params, name, value)
     evaluation.evaluate()
     evaluation.accumulate()
-    if evaluation.params.use_cats:
-        evaluation.summarize()
+    evaluation.summarize()
     return SimpleNamespace(
         figures=dict(evaluation.results),
         precision=evaluation.eval["precision"],
@@ -171,17 +167,21 @@ def lvis_api():
 
 @pytest.fixture
 def case(tmp_path):
-    """A function that writes a generated case to files."""
+    """A function that generates a case and writes its files."""
 
     def write(seed, with_masks=False, change=None):
         data, results = make_case(seed, with_masks)
         if change is not None:
             change(data, results)
-        truth, found = tmp_path / f"gt_{seed}.json", tmp_path / f"dt_{seed}.json"
-        truth.write_text(json.dumps(data))
-        found.write_text(json.dumps(results))
-        return SimpleNamespace(
-            truth=truth, found=found, data=data, results=results, seed=seed
+        written = SimpleNamespace(
+            truth_path=tmp_path / f"gt_{seed}.json",
+            results_path=tmp_path / f"dt_{seed}.json",
+            data=data,
+            results=results,
+            seed=seed,
         )
+        written.truth_path.write_text(json.dumps(data))
+        written.results_path.write_text(json.dumps(results))
+        return written
 
     return write

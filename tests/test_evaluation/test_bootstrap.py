@@ -1,4 +1,4 @@
-"""A draw of images is evaluated as if the images were there that often."""
+"""A resample is evaluated as if each image were present as often as it was drawn."""
 
 import json
 from dataclasses import replace
@@ -6,25 +6,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apa_mmdet.evaluation import bootstrap
-from apa_mmdet.evaluation.ground_truth import FREQUENCIES, load_ground_truth
-from apa_mmdet.evaluation.lvis_eval import evaluate
-from apa_mmdet.evaluation.results_file import read_results
+from apa_mmdet.evaluation.core import bootstrap
+from apa_mmdet.evaluation.core.evaluate import evaluate
+from apa_mmdet.evaluation.core.params import FREQUENCIES
+from apa_mmdet.evaluation.files.annotations import load_ground_truth
+from apa_mmdet.evaluation.files.results import read_results
 
 
 def load(case):
-    truth = load_ground_truth(case.truth)
-    return truth, read_results(case.found, truth)
+    truth = load_ground_truth(case.truth_path)
+    return truth, read_results(case.results_path, truth)
 
 
-def repeated(case, weight, folder):
-    """The files of a case whose images are there as often as the weights say."""
+def evaluate_repeated(case, weights, folder):
+    """Evaluate a case that has each image as many times as the weights say."""
     data = dict(images=[], annotations=[], categories=case.data["categories"])
     results = []
     ids = sorted(image["id"] for image in case.data["images"])
     images = {image["id"]: image for image in case.data["images"]}
     for index, image_id in enumerate(ids):
-        for _ in range(weight[index]):
+        for _ in range(weights[index]):
             new = len(data["images"]) + 1
             data["images"].append(images[image_id] | {"id": new})
             for annotation in case.data["annotations"]:
@@ -36,24 +37,28 @@ def repeated(case, weight, folder):
             results += [
                 r | {"image_id": new} for r in case.results if r["image_id"] == image_id
             ]
-    truth, found = folder / "repeated_gt.json", folder / "repeated_dt.json"
-    truth.write_text(json.dumps(data))
-    found.write_text(json.dumps(results))
-    truth = load_ground_truth(truth)
-    return evaluate(truth, read_results(found, truth))
+    return evaluate_files(folder, data, results)
 
 
-def test_weighted_images_are_repeated_images(case, tmp_path):
+def evaluate_files(folder, data, results):
+    truth_path, results_path = folder / "gt.json", folder / "dt.json"
+    truth_path.write_text(json.dumps(data))
+    results_path.write_text(json.dumps(results))
+    truth = load_ground_truth(truth_path)
+    return evaluate(truth, read_results(results_path, truth))
+
+
+def test_weighting_an_image_equals_repeating_it(case, tmp_path):
     compared = 0
-    for number in range(101, 113, 2):  # odd cases have no ties in score
+    for number in range(101, 113, 2):  # odd seeds have no tied scores
         written = case(number)
         result = evaluate(*load(written))
         seeds = np.random.SeedSequence(number).spawn(3)
-        drawn = bootstrap._draw(result, seeds)
+        drawn = bootstrap._resample(result, seeds)
         for seed, values in zip(seeds, drawn):
-            weight = bootstrap._weights(result.truth.num_images, seed)
-            assert weight.sum() == result.truth.num_images
-            expected = repeated(written, weight, tmp_path)
+            weights = bootstrap._image_weights(result.truth.num_images, seed)
+            assert weights.sum() == result.truth.num_images
+            expected = evaluate_repeated(written, weights, tmp_path)
             at_50 = replace(expected, precision=expected.precision[:1])
             at_75 = replace(expected, precision=expected.precision[5:6])
             for column, each in enumerate((expected, at_50, at_75)):
@@ -64,11 +69,11 @@ def test_weighted_images_are_repeated_images(case, tmp_path):
     assert compared > 8
 
 
-def test_all_images_once_give_the_result_itself(case):
+def test_every_image_once_gives_the_result_itself(case):
     for number in (20, 21, 22, 23):
         result = evaluate(*load(case(number)))
-        values = bootstrap._group_means(result, bootstrap._draw(result, [None]))[0]
-        for name, value in zip(bootstrap.GROUPS, values):
+        values = bootstrap._figures(result, bootstrap._resample(result, [None]))[0]
+        for name, value in zip(bootstrap.FIGURES, values):
             expected = result.summary()[name]
             assert (
                 np.isnan(value)
@@ -79,7 +84,7 @@ def test_all_images_once_give_the_result_itself(case):
 
 @pytest.fixture
 def pair(tmp_path):
-    """Results that find six and nine of ten instances, in 60 images."""
+    """Results that detect 60 % and 90 % of the instances in 60 images."""
     rng = np.random.default_rng(0)
     data = dict(images=[], annotations=[], categories=[])
     for index, letter in enumerate(FREQUENCIES, start=1):
@@ -99,9 +104,6 @@ def pair(tmp_path):
                     area=box[2] * box[3],
                 )
             )
-    path, found = tmp_path / "gt.json", tmp_path / "dt.json"
-    path.write_text(json.dumps(data))
-    truth = load_ground_truth(path)
     results = []
     for share in (0.6, 0.9):
         items = [
@@ -112,18 +114,17 @@ def pair(tmp_path):
         for item in items:
             if rng.random() > share:
                 item["bbox"] = [200, 200, 5, 5]
-        found.write_text(json.dumps(items))
-        results.append(evaluate(truth, read_results(found, truth)))
+        results.append(evaluate_files(tmp_path, data, items))
     return results
 
 
-def test_a_result_does_not_differ_from_itself(pair):
+def test_a_result_equals_itself(pair):
     for each in bootstrap.compare(pair[0], pair[0], 50).values():
         assert (each.value, each.low, each.high) == (0, 0, 0)
         assert each.share_above == 0.5
 
 
-def test_a_gain_is_seen_and_its_opposite_is_a_loss(pair):
+def test_a_gain_is_detected_and_reversed_is_a_loss(pair):
     worse, better = pair
     gain = bootstrap.compare(worse, better, 300, seed=3)
     loss = bootstrap.compare(better, worse, 300, seed=3)
@@ -136,21 +137,20 @@ def test_a_gain_is_seen_and_its_opposite_is_a_loss(pair):
         assert loss[name].low == pytest.approx(-each.high)
         assert loss[name].high == pytest.approx(-each.low)
     assert set(gain) == {"AP", "AP50", "AP75", "APr", "APc", "APf"}
-    # Sixty images tell more of three classes together than of one.
+    # Sixty images say more about three classes together than about one.
     assert gain["AP"].high - gain["AP"].low < gain["APr"].high - gain["APr"].low
 
 
-def test_processes_change_nothing_and_seeds_do(pair):
-    alone = bootstrap.compare(*pair, 120, seed=1, num_workers=1)
-    assert bootstrap.compare(*pair, 120, seed=1, num_workers=2) == alone
-    assert bootstrap.compare(*pair, 120, seed=2, num_workers=1) != alone
+def test_the_result_depends_on_the_seed_and_not_on_the_processes(pair):
+    expected = bootstrap.compare(*pair, 120, seed=1, num_workers=1)
+    assert bootstrap.compare(*pair, 120, seed=1, num_workers=2) == expected
+    assert bootstrap.compare(*pair, 120, seed=2, num_workers=1) != expected
 
 
-def test_interval_is_as_wide_as_the_mean_of_images_says(tmp_path):
-    """Where AP is a mean over images, the interval is known.
+def test_the_interval_has_the_width_known_for_a_mean_over_images(tmp_path):
+    """Each of 200 images has a class of its own, detected in some of them.
 
-    One class for each of 200 images, found in some: the difference is a mean of
-    independent 0 and 1.
+    The difference is then a mean of independent zeros and ones.
     """
     classes, rng = 200, np.random.default_rng(0)
     data = dict(images=[], categories=[], annotations=[])
@@ -162,33 +162,28 @@ def test_interval_is_as_wide_as_the_mean_of_images_says(tmp_path):
         data["annotations"].append(
             dict(id=i, image_id=i, category_id=i, bbox=[0, 0, 9, 9], area=81)
         )
-    is_found = rng.random(classes) < 0.3
+    is_detected = rng.random(classes) < 0.3
     results = [
         dict(image_id=i, category_id=i, bbox=[0, 0, 9, 9], score=1.0)
-        for i in (np.flatnonzero(is_found) + 1).tolist()
+        for i in (np.flatnonzero(is_detected) + 1).tolist()
     ]
-    path, found = tmp_path / "gt.json", tmp_path / "dt.json"
-    path.write_text(json.dumps(data))
-    truth = load_ground_truth(path)
-    sides = []
-    for items in ([], results):
-        found.write_text(json.dumps(items))
-        sides.append(evaluate(truth, read_results(found, truth)))
-    each = bootstrap.compare(*sides, 2000)["AP"]
-    assert each.value == pytest.approx(is_found.mean())
-    # Classes are drawn or not; of those drawn the share found varies with 1/sqrt of
-    # their number, which is (1 - 1/e) of all.
-    deviation = np.sqrt(is_found.mean() * (1 - is_found.mean()) / classes)
+    pair = [evaluate_files(tmp_path, data, items) for items in ([], results)]
+    each = bootstrap.compare(*pair, 2000)["AP"]
+    share = is_detected.mean()
+    assert each.value == pytest.approx(share)
+    # A class is drawn or not; the detected share of the classes drawn varies with
+    # 1/sqrt of their number, which is (1 - 1/e) of all.
+    deviation = np.sqrt(share * (1 - share) / classes)
     deviation *= np.sqrt(1 / (1 - np.exp(-1)) - 1)
     assert each.high - each.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
 
 
-def test_results_that_cannot_be_compared(pair, case):
-    truth, found = load(case(5))
+def test_incomparable_results_are_refused(pair, case):
+    truth, dets = load(case(5))
     with pytest.raises(ValueError, match="different image_ids"):
-        bootstrap.compare(pair[0], evaluate(truth, found))
-    part = evaluate(truth, found, iou_thrs=[0.5])
+        bootstrap.compare(pair[0], evaluate(truth, dets))
+    at_50 = evaluate(truth, dets, iou_thrs=[0.5])
     with pytest.raises(ValueError, match="different iou_thrs"):
-        bootstrap.compare(evaluate(truth, found), part)
-    with pytest.raises(ValueError, match="num_draws=0"):
+        bootstrap.compare(evaluate(truth, dets), at_50)
+    with pytest.raises(ValueError, match="num_resamples=0"):
         bootstrap.compare(*pair, 0)

@@ -1,4 +1,4 @@
-"""Tables, CSV, plot, and the tool that evaluates result files."""
+"""Tables, CSV, plot, and the tool that evaluates results files."""
 
 import csv
 import gzip
@@ -12,16 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-from apa_mmdet.evaluation import bootstrap, report
-from apa_mmdet.evaluation.ground_truth import load_ground_truth
-from apa_mmdet.evaluation.lvis_eval import evaluate
-from apa_mmdet.evaluation.results_file import read_results
+from apa_mmdet.evaluation import report
+from apa_mmdet.evaluation.core import bootstrap
+from apa_mmdet.evaluation.core.evaluate import evaluate
+from apa_mmdet.evaluation.files.annotations import load_ground_truth
+from apa_mmdet.evaluation.files.results import read_results
 
 REPO = Path(__file__).parents[2]
 TOOL = REPO / "tools/analysis_tools/eval_lvis.py"
 
 
-def tool(*args, cwd, fails=False):
+def run_tool(*args, cwd, fails=False):
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(REPO))
     done = subprocess.run(
         [sys.executable, TOOL, *map(str, args)],
@@ -37,8 +38,8 @@ def tool(*args, cwd, fails=False):
 
 
 def result_of(case):
-    truth = load_ground_truth(case.truth)
-    return evaluate(truth, read_results(case.found, truth))
+    truth = load_ground_truth(case.truth_path)
+    return evaluate(truth, read_results(case.results_path, truth))
 
 
 def test_summary_table():
@@ -64,7 +65,7 @@ def test_difference_table():
     assert lines[2].split()[3] == "-1.00"
 
 
-def test_class_table_is_sorted(case):
+def test_class_table_is_sorted_by_ap(case):
     result = result_of(case(37))
     cells = report.class_table(result, columns=1).splitlines()
     values = [float(cell.split()[-1]) for cell in cells]
@@ -75,32 +76,38 @@ def test_class_table_is_sorted(case):
 def test_csv_has_every_class_at_full_precision(case, tmp_path):
     first, second = result_of(case(37)), result_of(case(37))
     path = tmp_path / "deep" / "classes.csv"
-    report.write_class_csv(path, [first, second])
+    report.write_class_csv(path, {"ours": first, "b/theirs": second})
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     truth, ap = first.truth, first.class_ap()
     assert [int(row["category_id"]) for row in rows] == truth.class_ids.tolist()
-    assert [int(row["image_count"]) for row in rows] == truth.image_count.tolist()
+    assert [int(row["image_count"]) for row in rows] == truth.image_counts.tolist()
     assert [row["frequency"] for row in rows] == ["rcf"[i] for i in truth.frequency]
     for row, value in zip(rows, ap):
-        assert row["AP_A"] == row["AP_B"]
-        assert row["AP_A"] == ("" if np.isnan(value) else repr(float(value)))
+        assert row["AP ours"] == row["AP b/theirs"]
+        assert row["AP ours"] == ("" if np.isnan(value) else repr(float(value)))
 
 
-def test_plot_shows_classes_and_bounds(case, tmp_path, monkeypatch):
+@pytest.fixture
+def saved_figures(monkeypatch):
+    """The matplotlib figures that were saved."""
     from matplotlib.figure import Figure
 
-    drawn = []
+    figures = []
     save = Figure.savefig
     monkeypatch.setattr(
         Figure,
         "savefig",
-        lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)),
+        lambda self, *a, **k: (figures.append(self), save(self, *a, **k)),
     )
+    return figures
+
+
+def test_plot_shows_classes_and_group_bounds(case, tmp_path, saved_figures):
     result = result_of(case(37))
     path = tmp_path / "tail.png"
     report.plot_long_tail(path, {"ours": result, "theirs": result})
-    axis = drawn[0].axes[0]
+    axis = saved_figures[0].axes[0]
     bounds = [
         x for line in axis.lines for x in {*line.get_xdata()} if x in (10.5, 100.5)
     ]
@@ -110,7 +117,7 @@ def test_plot_shows_classes_and_bounds(case, tmp_path, monkeypatch):
     for line in points:
         is_shown = np.isfinite(ap)
         np.testing.assert_array_equal(
-            line.get_xdata(), result.truth.image_count[is_shown]
+            line.get_xdata(), result.truth.image_counts[is_shown]
         )
         np.testing.assert_allclose(line.get_ydata(), ap[is_shown])
     labels = axis.get_legend_handles_labels()[1]
@@ -126,8 +133,30 @@ def test_plot_needs_image_counts(case, tmp_path):
     )
     with pytest.raises(ValueError, match="no image_count"):
         report.plot_long_tail(tmp_path / "x.png", {"": result_of(written)})
-    report.write_class_csv(tmp_path / "x.csv", [result_of(written)])
-    assert ",,"[:1] in (tmp_path / "x.csv").read_text()
+
+
+def test_csv_without_image_counts(case, tmp_path):
+    written = case(
+        37, change=lambda data, _: [c.pop("image_count") for c in data["categories"]]
+    )
+    report.write_class_csv(tmp_path / "x.csv", {"": result_of(written)})
+    with open(tmp_path / "x.csv", newline="") as file:
+        assert {row["image_count"] for row in csv.DictReader(file)} == {""}
+
+
+@pytest.mark.parametrize("number", [2, 12])
+def test_csv_and_plot_show_all_results(case, tmp_path, saved_figures, number):
+    results = {f"run {i}": result_of(case(37)) for i in range(number)}
+    report.write_class_csv(tmp_path / "x.csv", results)
+    with open(tmp_path / "x.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert [name for name in row if name.startswith("AP")] == [
+        f"AP {name}" for name in results
+    ]
+    report.plot_long_tail(tmp_path / "x.png", results)
+    handles, labels = saved_figures[0].axes[0].get_legend_handles_labels()
+    assert [label.split(":")[0] for label in labels] == list(results)
+    assert len({tuple(line.get_color()) for line in handles}) == number
 
 
 # ------------------------------------------------------------------------- the tool
@@ -136,88 +165,132 @@ def test_plot_needs_image_counts(case, tmp_path):
 def test_tool_evaluates_a_file(case, tmp_path, lvis_api):
     written = case(37)
     zipped = tmp_path / "results.json.gz"
-    zipped.write_bytes(gzip.compress(written.found.read_bytes()))
-    out = tool(
-        *(written.truth, zipped, "--fixed-ap", "--classwise", "--csv", "a.csv"),
+    zipped.write_bytes(gzip.compress(written.results_path.read_bytes()))
+    out = run_tool(
+        *(written.truth_path, zipped, "--fixed-ap", "--classwise", "--csv", "a.csv"),
         *("--png", "a.png", "--json", "a.json", "--max-dets", 4),
         cwd=tmp_path,
     )
     figures = json.loads((tmp_path / "a.json").read_text())["figures"][
         "results.json.gz"
     ]
-    expected = lvis_api(written.truth, written.results, "bbox", max_dets=4).figures
+    expected = lvis_api(written.truth_path, written.results, "bbox", max_dets=4).figures
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value, abs=1e-9)
-    whole = lvis_api(written.truth, written.results, "bbox", max_dets=-1).figures
+    whole = lvis_api(written.truth_path, written.results, "bbox", max_dets=-1).figures
     assert figures["FixedAP"] == pytest.approx(whole["AP"], abs=1e-9)
     assert f"{100 * expected['AP']:.2f}" in out
     assert "AP of each class" in out
     assert (tmp_path / "a.csv").exists() and (tmp_path / "a.png").exists()
 
 
-def test_tool_takes_masks_where_there_are_some(case, tmp_path, lvis_api):
+def test_tool_evaluates_masks_if_the_file_has_some(case, tmp_path, lvis_api):
     written = case(1009, with_masks=True)
     ids = sorted(image["id"] for image in written.data["images"])[::2]
     (tmp_path / "ids.json").write_text(json.dumps(ids))
     options = ("--img-ids", "ids.json", "--iou-thrs", 0.5, 0.75, "--json", "a.json")
-    out = tool(written.truth, written.found, *options, cwd=tmp_path)
+    out = run_tool(written.truth_path, written.results_path, *options, cwd=tmp_path)
     assert out.startswith(f"segm, {len(ids)} images")
     figures = json.loads((tmp_path / "a.json").read_text())["figures"]
     results = [result for result in written.results if result["image_id"] in ids]
     expected = lvis_api(
-        written.truth, results, "segm", img_ids=ids, iou_thrs=[0.5, 0.75]
+        written.truth_path, results, "segm", img_ids=ids, iou_thrs=[0.5, 0.75]
     ).figures
     for name, value in expected.items():
-        assert figures[written.found.name][name] == pytest.approx(value, abs=1e-9)
+        assert figures[written.results_path.name][name] == pytest.approx(
+            value, abs=1e-9
+        )
 
 
 def test_tool_compares_files(case, tmp_path):
     written = case(37)
-    other = tmp_path / "b" / written.found.name
+    other = tmp_path / "b" / written.results_path.name
     other.parent.mkdir()
     worse = [dict(r, bbox=[v * 1.1 for v in r["bbox"]]) for r in written.results]
     other.write_text(json.dumps(worse))
-    options = ("--draws", 200, "--json", "a.json", "--csv", "a.csv", "--png", "a.png")
-    out = tool(written.truth, written.found, other, *options, cwd=tmp_path)
+    options = (
+        "--num-resamples",
+        200,
+        "--json",
+        "a.json",
+        "--csv",
+        "a.csv",
+        "--png",
+        "a.png",
+    )
+    out = run_tool(
+        written.truth_path, written.results_path, other, *options, cwd=tmp_path
+    )
     name = f"b/{other.name}"
-    assert f"B = {name}; 200 draws" in out
+    assert f"B = {name}; 200 resamples" in out
     report = json.loads((tmp_path / "a.json").read_text())
     (differences,) = report["differences"].values()
     first, second = report["figures"].values()
     assert differences["AP"]["difference"] == pytest.approx(second["AP"] - first["AP"])
     assert differences["AP"]["low"] <= differences["AP"]["difference"]
     head = (tmp_path / "a.csv").read_text().splitlines()[0]
-    assert head.endswith("annotations,AP_A,AP_B")
-
-
-def test_tool_says_what_is_wrong(case, tmp_path):
-    written = case(37)
-    text = written.found.read_text()
-    cut = tmp_path / "cut.json"
-    cut.write_text(text[: len(text) // 2])
-    error = tool(written.truth, cut, cwd=tmp_path, fails=True)
-    assert f"error: {cut}: cut short at character {len(text) // 2:,}, after" in error
-    unknown = tmp_path / "unknown.json"
-    strange = [dict(r, image_id=-1) for r in written.results]
-    unknown.write_text(json.dumps(strange))
-    error = tool(written.truth, unknown, cwd=tmp_path, fails=True)
-    assert (
-        f"unknown image_id: {len(strange)}, the first: result 0 (-1), result 1" in error
+    assert head.endswith(
+        f"annotations,AP {written.results_path.parent.name}/{other.name},AP {name}"
     )
-    error = tool(written.truth, "nowhere.json", cwd=tmp_path, fails=True)
+
+
+def test_tool_reports_what_is_wrong(case, tmp_path):
+    written = case(37)
+    text = written.results_path.read_text()
+    truncated = tmp_path / "truncated.json"
+    truncated.write_text(text[: len(text) // 2])
+    error = run_tool(written.truth_path, truncated, cwd=tmp_path, fails=True)
+    assert (
+        f"error: {truncated}: truncated at character {len(text) // 2:,}, after" in error
+    )
+    unknown = tmp_path / "unknown.json"
+    results = [dict(r, image_id=-1) for r in written.results]
+    unknown.write_text(json.dumps(results))
+    error = run_tool(written.truth_path, unknown, cwd=tmp_path, fails=True)
+    assert (
+        f"unknown image_id: {len(results)}, the first: result 0 (-1), result 1" in error
+    )
+    error = run_tool(written.truth_path, "nowhere.json", cwd=tmp_path, fails=True)
     assert "nowhere.json: no such file" in error
-    error = tool(written.found, written.truth, cwd=tmp_path, fails=True)
+    error = run_tool(written.results_path, written.truth_path, cwd=tmp_path, fails=True)
     assert "expected a JSON" in error  # the two in the wrong order
-    error = tool(
-        written.truth, written.found, "--metric", "segm", cwd=tmp_path, fails=True
+    error = run_tool(
+        written.truth_path,
+        written.results_path,
+        "--metric",
+        "segm",
+        cwd=tmp_path,
+        fails=True,
     )
     assert "--metric bbox" in error
     for options in (("--max-dets", 0), ("--img-ids", "x"), ("--iou-thrs", 50)):
-        error = tool(written.truth, written.found, *options, cwd=tmp_path, fails=True)
+        error = run_tool(
+            written.truth_path, written.results_path, *options, cwd=tmp_path, fails=True
+        )
         assert str(options[1]) in error and "expected" in error
 
 
-def test_benchmark_measures_the_same_thing(tmp_path):
+def test_importing_the_evaluation_needs_only_numpy(tmp_path):
+    missing = ["torch", "mmengine", "pycocotools", "lvis", "tqdm", "matplotlib", "cv2"]
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({missing}))\n"  # None: not installed
+        "from apa_mmdet import evaluation\n"
+        "from apa_mmdet.evaluation import report\n"
+        "print(evaluation.evaluate.__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=dict(os.environ, PYTHONPATH=str(REPO)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "evaluate", done.stderr
+
+
+def test_evaluators_of_the_benchmark_agree(tmp_path):
     script = TOOL.with_name("benchmark_lvis_eval.py")
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(REPO))
     command = [sys.executable, script, "--images", "12", "--detections", "60"]

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import MMDistributedDataParallel
@@ -25,45 +24,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from apa_mmdet.layers import AGLU
+from apa_mmdet.testing.small_detectors import FASTER_RCNN, RETINANET, small_config
 
 REPO = Path(__file__).parents[2]
-BACKBONE = {
-    "model.backbone.depth": 18,
-    "model.backbone.base_channels": 8,
-    "model.backbone.init_cfg": None,
-    "model.neck.in_channels": [8, 16, 32, 64],
-    "model.neck.out_channels": 16,
-}
-FASTER = "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
-RETINA = "retinanet/retinanet_r50_fpn_1x_coco.py"
-SMALL = {
-    FASTER: {
-        **BACKBONE,
-        "model.rpn_head.in_channels": 16,
-        "model.rpn_head.feat_channels": 16,
-        "model.roi_head.bbox_roi_extractor.out_channels": 16,
-        "model.roi_head.bbox_head.in_channels": 16,
-        "model.roi_head.bbox_head.fc_out_channels": 32,
-        "model.roi_head.bbox_head.num_classes": 3,
-        "model.train_cfg.rpn_proposal.max_per_img": 32,
-    },
-    RETINA: {
-        **BACKBONE,
-        "model.bbox_head.in_channels": 16,
-        "model.bbox_head.feat_channels": 16,
-        "model.bbox_head.stacked_convs": 2,
-        "model.bbox_head.num_classes": 3,
-    },
-}
-CONVERT = """
-custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)
-model = dict(type='APADetector', base_type={{_base_.model.type}})
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_scope_and_thread():
-    """Sums are then taken in the same order each time, and nobody waits."""
+    """With one thread, sums are taken in the same order each time."""
     register_all_modules(init_default_scope=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,23 +39,9 @@ def one_scope_and_thread():
     torch.set_num_threads(threads)
 
 
-@cache
-def _read(base, converted):
-    text = f"_base_ = 'mmdet::{base}'\n" + (CONVERT if converted else "")
-    cfg = Config.fromstring(text, ".py")
-    cfg.merge_from_dict(SMALL.get(base, {}))
-    return cfg
-
-
-def config(base, converted=True, **settings):
-    cfg = copy.deepcopy(_read(base, converted))
-    cfg.merge_from_dict({f"model.{key}": value for key, value in settings.items()})
-    return cfg
-
-
 def build(base, converted=True, **settings):
     torch.manual_seed(0)
-    return MODELS.build(config(base, converted, **settings).model)
+    return MODELS.build(small_config(base, converted, **settings).model)
 
 
 def is_adaptive(name):
@@ -112,9 +66,9 @@ def images(count=4):
 
 
 def make_runner(work, epochs=2, **settings):
-    """Return a runner whose two iterations of an epoch see the same each time."""
+    """Return a runner whose epochs of two iterations see the same data."""
     return Runner(
-        model=settings.pop("model", config(RETINA).model),
+        model=settings.pop("model", small_config(RETINANET).model),
         work_dir=str(work),
         train_dataloader=DataLoader(images(), batch_size=2, collate_fn=pseudo_collate),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -131,7 +85,7 @@ def make_runner(work, epochs=2, **settings):
 
 
 class Snapshots(Hook):
-    """Keep what the model and the optimizer hold at the start and the source later."""
+    """Keep the states of model and optimizer at the start, and of the model later."""
 
     priority = "VERY_LOW"
 
@@ -160,16 +114,16 @@ def train(work, **settings):
 
 
 # ---------------------------------------------------------------------------- Runner
-def assert_same(found, expected):
-    assert list(found) == list(expected)
+def assert_same(actual, expected):
+    assert list(actual) == list(expected)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=0, atol=0, msg=key)
+        torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=key)
 
 
 @pytest.mark.parametrize("hooks", [[], [dict(type="EMAHook")]])
 def test_load_from_an_unconverted_checkpoint(tmp_path, capsys, hooks):
     path = tmp_path / "plain.pth"
-    plain = build(RETINA, converted=False).state_dict()
+    plain = build(RETINANET, converted=False).state_dict()
     torch.save(dict(state_dict=plain, meta={}), path)
     _, snapshots = train(
         tmp_path / "work", epochs=1, load_from=str(path), custom_hooks=hooks
@@ -179,7 +133,7 @@ def test_load_from_an_unconverted_checkpoint(tmp_path, capsys, hooks):
         assert_same({k: v for k, v in state.items() if not is_adaptive(k)}, plain)
         for name, value in adaptive(state).items():
             assert value.item() == (1 if name.endswith("lambda_param") else 50), name
-    # The Runner hands no logger on: what does not match is printed.
+    # The Runner does not pass a logger on, so what does not match is printed.
     lines = capsys.readouterr().out.splitlines()
     missing = [line for line in lines if line.startswith("missing keys in source")]
     assert len(missing) == len(models) == 1 + len(hooks)
@@ -201,10 +155,10 @@ def test_resumes(tmp_path):
     assert list(states) == list(expected)
     for number, state in expected.items():
         assert_same(states[number], state)
-    # 33 weights or so, and a pair for each of the 16 activations that are not frozen.
-    kept = [name for name, p in runner.model.named_parameters() if p.requires_grad]
-    moved = [name for name in kept if is_adaptive(name)]
-    assert len(moved) == 2 * 16 and len(expected) == len(kept)
+    # The weights, and a pair for each of the 16 activations that are not frozen.
+    trainable = [n for n, p in runner.model.named_parameters() if p.requires_grad]
+    moved = [name for name in trainable if is_adaptive(name)]
+    assert len(moved) == 2 * 16 and len(expected) == len(trainable)
     for name in moved:
         assert not torch.equal(first.after[-1][name], first.model[name]), name
     assert_same(runner.model.state_dict(), straight.model.state_dict())
@@ -225,13 +179,13 @@ def test_exponential_moving_average(tmp_path):
         m = (1 - momentum) * math.exp(-(1 + step) / gamma) + momentum
         average = {k: (1 - m) * v + m * source[k] for k, v in average.items()}
     saved = torch.load(tmp_path / "work/epoch_2.pth")
-    found = adaptive(saved["state_dict"])
-    assert len(found) == len(average) == 2 * 21
+    actual = adaptive(saved["state_dict"])
+    assert len(actual) == len(average) == 2 * 21
     for name, value in average.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-        kept = saved["ema_state_dict"][f"module.{name}"]
-        assert torch.equal(kept, snapshots.after[-1][name])
-    assert any(not torch.equal(found[n], snapshots.after[-1][n]) for n in found)
+        torch.testing.assert_close(actual[name], value, msg=name)
+        source = saved["ema_state_dict"][f"module.{name}"]
+        assert torch.equal(source, snapshots.after[-1][name])
+    assert any(not torch.equal(actual[n], snapshots.after[-1][n]) for n in actual)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +193,7 @@ def test_exponential_moving_average(tmp_path):
     [
         "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",  # norm and bias by type
         "swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py",  # custom_keys
-        FASTER,  # no paramwise_cfg
+        FASTER_RCNN,  # no paramwise_cfg
     ],
 )
 def test_weight_decay(base):
@@ -253,7 +207,9 @@ def test_weight_decay(base):
     decays = []
     for converted in (True, False):
         model = build(base, converted, **small)
-        wrapper = build_optim_wrapper(model, config(base, converted).optim_wrapper)
+        wrapper = build_optim_wrapper(
+            model, small_config(base, converted).optim_wrapper
+        )
         names = {id(param): name for name, param in model.named_parameters()}
         decays.append(
             {
@@ -262,19 +218,19 @@ def test_weight_decay(base):
                 for param in group["params"]
             }
         )
-    found, expected = decays
-    own = adaptive(found)
-    # MMEngine leaves frozen parameters out if there is a paramwise_cfg.
+    actual, expected = decays
+    own = adaptive(actual)
+    # With a paramwise_cfg, MMEngine leaves frozen parameters out.
     trainable = sum(site.trainable for site in build(base).conversion_report.sites)
     assert len(own) >= 2 * trainable > 20
     assert set(own.values()) == {0}
-    assert {k: v for k, v in found.items() if k not in own} == expected
+    assert {k: v for k, v in actual.items() if k not in own} == expected
     assert max(expected.values()) > 0
 
 
 # ---------------------------------------------------------------------- mean teacher
 def semi(way, base_type="SoftTeacher"):
-    detector = config(FASTER, converted=way == "inside").model
+    detector = small_config(FASTER_RCNN, converted=way == "inside").model
     cfg = dict(
         type=base_type,
         detector=detector,
@@ -310,14 +266,14 @@ def test_mean_teacher(way, base_type, tmp_path):
     # MeanTeacherHook pairs the parameters by their position.
     names = [name for name, _ in student.named_parameters()]
     assert names == [name for name, _ in teacher.named_parameters()]
-    assert names == [name for name, _ in build(FASTER).named_parameters()]
+    assert names == [name for name, _ in build(FASTER_RCNN).named_parameters()]
     assert len(adaptive(dict.fromkeys(names))) == 2 * 20
     assert not any(param.requires_grad for param in teacher.parameters())
-    trainable = [n for n, p in build(FASTER).named_parameters() if p.requires_grad]
+    trainable = [n for n, p in build(FASTER_RCNN).named_parameters() if p.requires_grad]
     assert trainable == [n for n, p in student.named_parameters() if p.requires_grad]
 
     path = str(tmp_path / "plain.pth")
-    torch.save(build(FASTER, converted=False).state_dict(), path)
+    torch.save(build(FASTER_RCNN, converted=False).state_dict(), path)
     load_checkpoint(model, path, map_location="cpu")
     for key, value in torch.load(path).items():
         assert torch.equal(student.state_dict()[key], value)
@@ -369,7 +325,7 @@ WITH_CP = {
 
 @pytest.mark.parametrize("name", WITH_CP)
 def test_with_cp(name):
-    """mmdet asks for checkpointing as torch does it by default, reentrant."""
+    """mmdet uses torch's default, reentrant checkpoints."""
     x = torch.randn(2, 3, 64, 64)
     outputs, grads, calls = [], [], []
     for with_cp in (False, True):
@@ -424,8 +380,8 @@ def _worker(work):
     register_all_modules(init_default_scope=True)
     _train_with_runner(work)
     _compare_gradients()
-    _compare_with_the_joint_batch(build(RETINA))
-    # Reentrant checkpoints, of which DDP lets no parameter take part in two.
+    _compare_with_the_joint_batch(build(RETINANET))
+    # DDP refuses a parameter that takes part in two reentrant checkpoints.
     backbone = dict(base_type="ResNet", depth=50, base_channels=8, with_cp=True)
     _compare_with_the_joint_batch(MODELS.build(dict(type="APADetector", **backbone)))
     print("worker is done")
@@ -452,7 +408,7 @@ def _assert_same_everywhere(tensor):
 def _train_with_runner(work):
     runner = make_runner(
         Path(work) / "work",
-        model=config(FASTER).model,
+        model=small_config(FASTER_RCNN).model,
         launcher="pytorch",
         cfg=dict(
             model_wrapper_cfg=dict(
@@ -476,8 +432,8 @@ def _train_with_runner(work):
 
 
 def _compare_gradients():
-    """Each rank sees images of its own; the gradients are those of the average."""
-    model = build(FASTER).train()
+    """Each rank has its own images; the gradients are those of the average."""
+    model = build(FASTER_RCNN).train()
     together = MMDistributedDataParallel(copy.deepcopy(model))
     for _ in range(2):
         torch.manual_seed(dist.get_rank())
@@ -496,7 +452,7 @@ def _compare_gradients():
 
 
 class _MeanOverImages(nn.Module):
-    """A loss that is the mean of the images' own, unlike a detector's."""
+    """The mean of the images' own losses, which a detector's is not."""
 
     def __init__(self, model):
         super().__init__()
@@ -510,14 +466,14 @@ class _MeanOverImages(nn.Module):
 
 
 def _compare_with_the_joint_batch(model):
-    alone = _MeanOverImages(scatter(model)).train()
-    together = MMDistributedDataParallel(copy.deepcopy(alone))
+    single = _MeanOverImages(scatter(model)).train()
+    together = MMDistributedDataParallel(copy.deepcopy(single))
     torch.manual_seed(0)
     joint = torch.randn(4, 3, 64, 64)
-    alone(joint).backward()
+    single(joint).backward()
     together(joint.chunk(2)[dist.get_rank()]).backward()
     compared = 0
-    pairs = zip(alone.named_parameters(), together.module.parameters())
+    pairs = zip(single.named_parameters(), together.module.parameters())
     for (name, param), other in pairs:
         if param.requires_grad:
             _assert_same_everywhere(other.grad)

@@ -1,6 +1,7 @@
 """APAResNet and APAResNeXt against mmdet's own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
 from apa_mmdet.models import APAResNet, APAResNeXt
 from apa_mmdet.ops import use_implementation
+from apa_mmdet.testing.memory import saved_bytes
 
 RELU = dict(type="ReLU")
 SMALL = dict(base_channels=8)
@@ -150,22 +152,6 @@ def test_relu_start_keeps_pretrained_features():
             assert (out - expected).norm() <= 0.015 * expected.norm()
 
 
-def saved_bytes(model, x):
-    """Bytes kept for backward, each storage once, parameters and buffers aside."""
-    own = [*model.parameters(), *model.buffers()]
-    seen = {tensor.untyped_storage().data_ptr(): 0 for tensor in own}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        # Kept alive, so that no address is used again.
-        seen.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(x)
-    return sum(entry[0] for entry in seen.values() if entry)
-
-
 def se(gate):
     cfg = dict(type="APASELayer", ratio=2, gate_cfg=dict(type=gate))
     return dict(plugins=[dict(cfg=cfg, position="after_conv3")])
@@ -204,7 +190,7 @@ def with_statistics(model):
 
 
 def in_training(variant):
-    """Return a backbone that trains with fixed statistics."""
+    """Return a backbone in training mode with fixed statistics."""
     build, kwargs = FOLDED[variant]
     torch.manual_seed(0)
     model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
@@ -214,12 +200,12 @@ def in_training(variant):
 
 @pytest.mark.parametrize("variant", FOLDED)
 def test_folding_the_norms_changes_nothing(variant):
-    """A hook on a norm keeps its operations apart."""
+    """A norm with a hook is not folded."""
     model = in_training(variant)
     model.double()
     results = []
-    for apart in (False, True):
-        if apart:
+    for folds in (True, False):
+        if not folds:
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.register_forward_hook(lambda *_: None)
@@ -255,14 +241,14 @@ def test_compiled_kernels_give_what_plain_torch_does(variant):
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         results.append((outs, [x.grad, *grads]))
     (outs, grads), (expected_outs, expected_grads) = results
-    # What rounding leaves of a sum that cancels is no smaller where the sum is.
+    # Where a sum cancels, what rounding leaves is not smaller with it.
     rounding = 1e-7 * max(grad.abs().max() for grad in expected_grads)
-    for found, expected, tolerance, allowance in (
+    for actual, expected, tolerance, allowance in (
         (outs, expected_outs, 1e-5, 0),
         (grads, expected_grads, 1e-4, rounding),
     ):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected):
             off = (one - other).abs().max()
             assert off <= tolerance * other.abs().max() + allowance
 
@@ -276,7 +262,7 @@ def test_compiled_kernels_give_what_plain_torch_does(variant):
         (APAResNeXt, dict(depth=50, groups=4, base_width=4), {}, 1.0),
     ],
 )
-def test_keeps_less_for_backward_than_its_relu_twin(build, kwargs, twin, ratio):
+def test_saves_less_for_backward_than_its_relu_twin(build, kwargs, twin, ratio):
     x = torch.randn(2, 3, 320, 320)
     small = SMALL if build is APAResNet else {}
     sizes = []
@@ -284,7 +270,7 @@ def test_keeps_less_for_backward_than_its_relu_twin(build, kwargs, twin, ratio):
         options = {**kwargs, **changes, **small}
         model = build(act_cfg=act_cfg, norm_eval=True, frozen_stages=-1, **options)
         model.train()
-        sizes.append(saved_bytes(model, x))
+        sizes.append(saved_bytes(partial(model, x), model))
     assert sizes[0] <= ratio * sizes[1]
 
 
@@ -302,7 +288,7 @@ def test_a_converted_resnet_is_an_apa_resnet(variant):
     build, kwargs = CONVERTED[variant]
     kwargs = {**kwargs, **(SMALL if build is ResNet else {})}
     converted = build(**kwargs)
-    # APAResNet leaves the excitation's ReLU as it is.
+    # APAResNet leaves the ReLU in the excitation.
     convert_activations(converted, filter_fn=lambda _, path: "excitation" not in path)
     ours = (APAResNet if build is ResNet else APAResNeXt)(**kwargs)
     for name in ours.res_layers:
@@ -329,19 +315,19 @@ def test_a_converted_resnet_folds_its_norms(variant):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.eval()
-    apart = copy.deepcopy(model)
-    for module in apart.modules():
+    unfolded = copy.deepcopy(model)
+    for module in unfolded.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda *_: None)
     x = torch.randn(2, 3, 64, 64)
-    kept = [saved_bytes(each, x) for each in (model, apart)]
-    assert kept[0] < 0.87 * kept[1]  # the stem stays apart
-    outs = [each.double()(x.double()) for each in (model, apart)]
+    sizes = [saved_bytes(partial(each, x), each) for each in (model, unfolded)]
+    assert sizes[0] < 0.87 * sizes[1]  # the stem is not folded
+    outs = [each.double()(x.double()) for each in (model, unfolded)]
     for ours, expected in zip(*outs):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
     for maps in outs:
         sum(level.square().mean() for level in maps).backward()
-    others = dict(apart.named_parameters())
+    others = dict(unfolded.named_parameters())
     for name, param in model.named_parameters():
         torch.testing.assert_close(
             param.grad, others[name].grad, rtol=1e-8, atol=1e-11, msg=name
@@ -349,7 +335,7 @@ def test_a_converted_resnet_folds_its_norms(variant):
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN"])
-def test_other_norms_stay_apart(norm):
+def test_other_norms_are_not_folded(norm):
     """Statistics of the batch, or of groups, cannot be folded."""
     norm_cfg = dict(type=norm, **(dict(num_groups=4) if norm == "GN" else {}))
     model = APAResNet(depth=18, norm_cfg=norm_cfg, norm_eval=False, **SMALL)
@@ -368,7 +354,7 @@ def test_onnx(dynamo, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = with_statistics(APAResNet(depth=50, norm_eval=True, **se("APA"), **SMALL))
-    model.train()  # statistics fixed, so the norms would be folded in training
+    model.train()  # with fixed statistics, so the norms would be folded
     path = tmp_path / "model.onnx"
     names = ["c2", "c3", "c4", "c5"]
     for module in model.modules():
@@ -383,8 +369,8 @@ def test_onnx(dynamo, tmp_path):
         training=torch.onnx.TrainingMode.PRESERVE,
     )
     session = onnxruntime.InferenceSession(path)
-    found = session.run(names, {session.get_inputs()[0].name: X.numpy()})
-    for ours, expected in zip(found, model(X)):
+    actual = session.run(names, {session.get_inputs()[0].name: X.numpy()})
+    for ours, expected in zip(actual, model(X)):
         expected = expected.detach()
         torch.testing.assert_close(
             torch.from_numpy(ours), expected, rtol=1e-5, atol=1e-5 * expected.max()

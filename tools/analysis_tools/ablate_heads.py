@@ -1,10 +1,10 @@
 """Train classification heads on one data set, with one budget, and compare them.
 
-Each head of ``configs/lvis/mask_rcnn_r50_<head>_head.py`` (``apa`` itself being
-``mask_rcnn_r50_apa.py``) is put in the place of the base config's head; everything else
-stays: data, backbone, schedule, seeds. Runs that are finished are kept and an
-interrupted one goes on, so the same command continues. The table and the plot are
-written anew after each run.
+Each head of ``configs/lvis/mask_rcnn_r50_<head>_head.py`` (``apa`` is that of
+``mask_rcnn_r50_apa.py``) replaces the head of the base config; everything else stays:
+data, backbone, schedule, seeds. The same command continues after an interruption:
+finished runs are not repeated, and an unfinished one resumes. Table and plot are
+updated after each run.
 
     python tools/analysis_tools/ablate_heads.py --epochs 3
 """
@@ -30,17 +30,9 @@ import apa_mmdet
 from apa_mmdet.datasets import check_files
 
 ROOT = Path(__file__).parents[2]
-HEADS = (
-    "softmax",
-    "sigmoid",
-    "seesaw",
-    "eqlv2",
-    "gumbel",
-    "apa",
-    "apa_per_class",
-)
+HEADS = ("softmax", "sigmoid", "seesaw", "eqlv2", "gumbel", "apa", "apa_per_class")
 FIGURES = ("AP", "APr", "APc", "APf")
-# What of a box head makes the classifier; the rest of it stays the base config's.
+# The settings of a box head that make its classifier; others stay the base config's.
 _CLASSIFIER = ("type", "prior", "loss_cls", "init_cfg", "cls_predictor_cfg")
 
 
@@ -49,17 +41,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--config",
         default=str(ROOT / "configs/mini_lvis/mask_rcnn_r18_apa.py"),
-        help="base config, with an APALoss and an LVIS metric (mini-LVIS)",
+        help="base config with an APALoss and an LVIS metric (default: mini-LVIS)",
     )
-    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="the budget (the config's)")
-    parser.add_argument("--data-root", help="the data set's folder (the config's)")
-    parser.add_argument("--work-dir", default="work_dirs/ablate_heads")
-    parser.add_argument("--out", help="for JSON and PNG, no ending (WORK_DIR/table)")
+    add("--heads", nargs="+", default=HEADS, choices=HEADS)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--epochs", type=int, help="of each run (default: the config's)")
+    add("--data-root", help="folder of the data set (default: the config's)")
+    add("--work-dir", default="work_dirs/ablate_heads")
+    add("--out", help="JSON and PNG without suffix (default: WORK_DIR/table)")
     args = parser.parse_args()
     if not osp.isfile(args.config):
         parser.error(f"--config {args.config}: no such file")
@@ -71,22 +64,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def shorten(cfg: Config, epochs: int) -> None:
-    """Fit an epoch-based schedule to a number of epochs, in place."""
-    whole = cfg.train_cfg.max_epochs
+    """Rescale an epoch-based schedule to a number of epochs, in place."""
+    before = cfg.train_cfg.max_epochs
     for scheduler in cfg.param_scheduler:
         if scheduler.get("by_epoch", True):
             for key in ("begin", "end", "T_max"):
                 if key in scheduler:
-                    scheduler[key] = max(round(scheduler[key] * epochs / whole), 0)
+                    scheduler[key] = max(round(scheduler[key] * epochs / before), 0)
             if "milestones" in scheduler:
                 scheduler.milestones = [
-                    max(round(at * epochs / whole), 1) for at in scheduler.milestones
+                    max(round(at * epochs / before), 1) for at in scheduler.milestones
                 ]
     cfg.train_cfg.max_epochs = epochs
 
 
 def head_config(base: Config, head: str, seed: int) -> Config:
-    """Return the base config with another classifier and a seed."""
+    """Return the base config with the classifier of another head, and a seed."""
     name = "mask_rcnn_r50_apa.py" if head == "apa" else f"mask_rcnn_r50_{head}_head.py"
     source = Config.fromfile(ROOT / "configs/lvis" / name).model.roi_head.bbox_head
     cfg = Config(base.to_dict())
@@ -101,37 +94,37 @@ def head_config(base: Config, head: str, seed: int) -> Config:
     if "rare_threshold" in ours.loss_cls:
         ours.loss_cls.rare_threshold = threshold
     cfg.randomness = dict(seed=seed)
-    # One evaluation, at the end, is all that is compared.
+    # Only the final evaluation, by tools/test.py, is compared.
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs + 1
     return cfg
 
 
 def call(tool: str, *arguments: str, log: Path) -> None:
-    """Run one of this folder's tools; its output goes to a file.
+    """Run tools/train.py or tools/test.py with its output appended to a file.
 
     Raises:
-        SystemExit: With the end of that output, if it fails.
+        SystemExit: With the end of that output, if the tool fails.
     """
     command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / tool), *arguments]
     with log.open("a") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
         end = log.read_text()[-3000:]
-        raise SystemExit(f"{end}\n{tool} ended with {code}; all of it is in {log}")
+        raise SystemExit(f"{end}\n{tool} failed with exit code {code}, see {log}")
 
 
 def run(cfg: Config, folder: Path) -> dict[str, float]:
-    """Train and test one head, or return what an earlier call found.
+    """Train and test one head, or return the figures of an earlier call.
 
     Raises:
-        SystemExit: If the folder holds a run of other settings, or a tool fails.
+        SystemExit: If the folder holds a run with other settings, or a tool fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config, result = folder / "config.py", folder / "result.json"
     if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
         raise SystemExit(
-            f"{folder} holds a run with other settings; remove it, or give another "
-            f"--work-dir"
+            f"{folder} holds a run with other settings; remove it or choose another "
+            "--work-dir"
         )
     if result.exists():
         return json.loads(result.read_text())
@@ -142,8 +135,8 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
     checkpoint = (work / "last_checkpoint").read_text().strip()
     arguments = ("--work-dir", str(folder / "test"))
     call("test.py", str(config), checkpoint, *arguments, log=log)
-    (found, *_) = sorted((folder / "test").glob("*/*.json"), reverse=True)
-    scalars = json.loads(found.read_text())
+    newest = max((folder / "test").glob("*/*.json"))
+    scalars = json.loads(newest.read_text())
     figures = {
         f"{kind} {name}": 100 * scalars[f"lvis/{kind}_{name}"]
         for kind in ("bbox", "segm")
@@ -157,7 +150,7 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> str:
-    """Return ``mean ± standard deviation``, of one value just itself."""
+    """Return ``mean ± standard deviation``, or the only value."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{mean(values):.1f} ± {stdev(values):.1f}"
@@ -165,9 +158,8 @@ def spread(values: list[float]) -> str:
 
 def print_table(runs: dict[str, dict[int, dict[str, float]]]) -> None:
     """Print one row per head: mean and spread over its seeds."""
-    kinds = sorted({name.split()[0] for seeds in runs.values() for name in
-                    next(iter(seeds.values()))}, reverse=True)  # fmt: skip
-    columns = [f"{kind} {name}" for kind in kinds for name in FIGURES]
+    first = next(iter(next(iter(runs.values())).values()))
+    columns = sorted(first, key=lambda name: name.startswith("bbox"))  # masks first
     print("| head | seeds | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 2) + "|")
     for head, seeds in runs.items():
@@ -176,15 +168,15 @@ def print_table(runs: dict[str, dict[int, dict[str, float]]]) -> None:
 
 
 def plot(runs: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
-    """Draw every run as a point, and each head's mean as a bar."""
-    kind = "segm" if "segm AP" in next(iter(next(iter(runs.values())).values())) else (
-        "bbox")  # fmt: skip
+    """Draw each run as a point and the mean of each head as a bar."""
+    first = next(iter(next(iter(runs.values())).values()))
+    kind = "segm" if "segm AP" in first else "bbox"
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(12, 3.2), sharey=False)
     for axis, name in zip(axes, FIGURES):
-        for at, seeds in enumerate(runs.values()):
+        for x, seeds in enumerate(runs.values()):
             values = [run[f"{kind} {name}"] for run in seeds.values()]
-            axis.bar(at, mean(values), color="0.8")
-            axis.plot([at] * len(values), values, "k.", markersize=5)
+            axis.bar(x, mean(values), color="0.8")
+            axis.plot([x] * len(values), values, "k.", markersize=5)
         axis.set_xticks(range(len(runs)), list(runs), rotation=60, ha="right")
         axis.set_title(f"{'mask' if kind == 'segm' else 'box'} {name}")
     figure.tight_layout()
@@ -193,7 +185,7 @@ def plot(runs: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing; print, write and draw what there is."""
+    """Do the runs that are missing; print, write and draw all results."""
     args = parse_args()
     base = Config.fromfile(args.config)
     if args.data_root:
@@ -213,18 +205,18 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     runs: dict[str, dict[int, dict[str, float]]] = {}
     for (seed, head), cfg in configs.items():
-        found = run(cfg, Path(args.work_dir) / f"{head}-{seed}")
-        runs.setdefault(head, {})[seed] = found
-        print(f"{head}, seed {seed}: {found}", flush=True)
-        about = dict(
+        figures = run(cfg, Path(args.work_dir) / f"{head}-{seed}")
+        runs.setdefault(head, {})[seed] = figures
+        print(f"{head}, seed {seed}: {figures}", flush=True)
+        results = dict(
             config=osp.relpath(args.config, ROOT),
             epochs=base.train_cfg.max_epochs,
             runs=runs,
         )
-        out.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         plot(runs, out.with_suffix(".png"))
     print_table(runs)
-    print(f"{out.with_suffix('.json')}, {out.with_suffix('.png')}")
+    print(f"written: {out.with_suffix('.json')} and {out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

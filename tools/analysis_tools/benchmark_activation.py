@@ -1,12 +1,20 @@
-"""Measure AGLU and APA next to ReLU, SiLU, GELU and PReLU: time and memory.
+"""Measure AGLU, APA and APALoss next to what they replace: time and memory.
 
     python tools/analysis_tools/benchmark_activation.py
     python tools/analysis_tools/benchmark_activation.py --dtypes float32 --out /tmp
 
-Every activation is run right after SiLU in one process, round after round, and the
-medians of the rounds' ratios to SiLU count: what slows the machine slows both. Bytes
-saved are those of the storages that autograd keeps, in units of the input. GB/s
-counts the forward pass's one read and one write, beside a copy of the same tensor.
+Three tables:
+
+- Activations on feature maps. Each runs right after SiLU in one process, round after
+  round, and a ratio is the median of the rounds' ratios to SiLU, so that whatever slows
+  the machine slows both. On a GPU each time is the median of calls timed by events. The
+  bytes saved are those of the storages that autograd keeps, in units of the input. GB/s
+  counts the one read and one write of the forward pass, next to a copy of the tensor.
+- The host: the time until a call on a tiny tensor returns control, that is, what the
+  CPU needs to issue the work: without gradients, forward, and forward with backward.
+- Classification losses (if MMDetection is installed): forward and backward, and on a
+  GPU the peak memory.
+
 Writes benchmark_activation.json and .png.
 """
 
@@ -14,31 +22,70 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from importlib.util import find_spec
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from apa_mmdet.layers.activation import AGLU, APA
 from apa_mmdet.ops import use_implementation
+from apa_mmdet.testing.benchmark import bar_charts, benchmark_parser, table
+from apa_mmdet.testing.memory import peak_bytes, saved_bytes
+from apa_mmdet.testing.timing import (
+    device_seconds,
+    is_gpu,
+    machine,
+    median_ratio,
+    wall_and_host_seconds,
+)
 
-SHAPES = ((8, 64, 128, 128), (2, 256, 200, 304), (8, 100, 1024))
-UNIFORM = dict(lam=0.5, kappa=1.15)  # the middle of what training starts from
+CPU_SHAPES = ((8, 64, 128, 128), (2, 256, 200, 304), (8, 100, 1024))
+GPU_SHAPES = ((16, 256, 200, 336), (2, 256, 200, 336), (2, 64, 64, 64), (8, 4096, 1024))
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+INIT = dict(lam=0.5, kappa=1.15)  # the middle of the usual starting values
+CLASSES = 1203  # of LVIS
+# Each loss with its number of logits.
+LOSSES: dict[str, tuple[int, dict]] = {
+    "softmax": (CLASSES + 1, dict(type="CrossEntropyLoss")),
+    "Seesaw": (CLASSES + 2, dict(type="SeesawLoss", num_classes=CLASSES)),
+}
+for learnable in (None, "shared", "class"):
+    LOSSES[f"APALoss, {learnable or 'fixed'}"] = (
+        CLASSES,
+        dict(
+            type="APALoss",
+            num_classes=CLASSES,
+            learnable=learnable,
+            rare_threshold=0.0011,
+        ),
+    )
+_COLUMNS = {
+    "fwd ms": "{forward_ms:.3f}",
+    "f+b ms": "{both_ms:.3f}",
+    "fwd/SiLU": "{forward_to_silu:.2f}",
+    "f+b/SiLU": "{both_to_silu:.2f}",
+    "saved": "{saved_inputs:.2f}",
+    "GB/s": "{forward_gb_s:.1f}",
+    "copy GB/s": "{copy_gb_s:.1f}",
+}
+_HOST_COLUMNS = {
+    "inference us": "{inference_us:.1f}",
+    "forward us": "{forward_us:.1f}",
+    "f+b us": "{both_us:.1f}",
+}
+_LOSS_COLUMNS = {"f+b ms": "{both_ms:.2f}", "peak MiB": "{peak_mib:.0f}"}
 
 
 def shape(text: str) -> tuple[int, ...]:
     """Return the sizes that the command line gives as NxCxHxW or NxTxC.
 
     Raises:
-        argparse.ArgumentTypeError: For anything else.
+        argparse.ArgumentTypeError: If they are anything else.
     """
-    sizes = tuple(int(part) if part.isdecimal() else 0 for part in text.split("x"))
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split("x"))
     if len(sizes) not in (3, 4) or min(sizes) < 1:
         raise argparse.ArgumentTypeError(
             f"{text}: expected sizes of at least 1 as NxCxHxW or NxTxC"
@@ -48,245 +95,179 @@ def shape(text: str) -> tuple[int, ...]:
 
 def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=["float32", "bfloat16"],
-        choices=["float32", "bfloat16", "float16"],
-    )
-    parser.add_argument(
-        "--shapes",
-        nargs="+",
-        type=shape,
-        default=SHAPES,
-        help="NxCxHxW or NxTxC, such as 8x64x128x128",
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="medians of so many")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/benchmarks"), help="folder to write to"
-    )
+    parser = benchmark_parser(__doc__, rounds=15)
+    add = partial(parser.add_argument, nargs="+")
+    dtypes = ["float32", "bfloat16", "float16"]
+    add("--dtypes", choices=dtypes, help="default: float32 bfloat16, on a GPU all")
+    add("--shapes", type=shape, help="NxCxHxW or NxTxC, such as 8x64x128x128")
+    add("--layouts", choices=LAYOUTS, help="default: contiguous, on a GPU both")
+    add("--rois", type=int, nargs=None, default=1024, help="of the losses")
     args = parser.parse_args()
-    if args.rounds < 1:
-        parser.error(f"--rounds {args.rounds}: expected at least 1")
+    for name in ("rounds", "rois"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected at least 1")
     try:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {args.device}: {error}")
+    gpu = is_gpu(args.device)
+    args.dtypes = args.dtypes or dtypes[: 2 + gpu]
+    args.layouts = args.layouts or list(LAYOUTS)[: 1 + gpu]
+    args.shapes = args.shapes or (GPU_SHAPES if gpu else CPU_SHAPES)
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
 
-def contestants(channels: int, device: str) -> dict[str, tuple[nn.Module, str]]:
-    """Return activations by name, each with the implementation to run it with."""
-    fused = "compiled" if device == "cpu" else "triton"
-    found = {
-        "SiLU": (nn.SiLU(), "auto"),
-        "ReLU": (nn.ReLU(), "auto"),
-        "GELU": (nn.GELU(), "auto"),
-        "PReLU": (nn.PReLU(), "auto"),
-    }
-    for name in (fused, "plain"):
-        found[f"AGLU, {name}"] = AGLU(init=UNIFORM), name
-        fixed = AGLU(init=UNIFORM, learnable=False)
-        found[f"AGLU, {name}, fixed"] = fixed, name
-        if name != "plain":
-            found[f"AGLU, {name}, per channel"] = AGLU(channels, init=UNIFORM), name
-        found[f"APA, {name}"] = APA(init=UNIFORM), name
-    return found
+def contestants(x: Tensor) -> dict[str, tuple[nn.Module, str]]:
+    """Return activations for a tensor by name, each with its implementation."""
+    channels = x.shape[-1 if x.dim() == 3 else 1]
+    layers = {kind.__name__: kind() for kind in (nn.SiLU, nn.ReLU, nn.GELU)}
+    layers["PReLU"] = nn.PReLU(dtype=x.dtype)
+    layers["AGLU"] = AGLU(init=INIT)
+    layers["AGLU, fixed"] = AGLU(init=INIT, learnable=False)
+    layers["AGLU, per channel"] = AGLU(channels, init=INIT)
+    layers["APA"] = APA(init=INIT)
+    pairs = {name: (layer.to(x.device), "auto") for name, layer in layers.items()}
+    plain = {f"{name}, plain": (layers[name], "plain") for name in ("AGLU", "APA")}
+    return pairs | plain
 
 
-def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)
+class Calls:
+    """A layer's calls on one tensor, to be timed.
 
+    Args:
+        layer: An activation.
+        implementation: See :func:`apa_mmdet.ops.use_implementation`.
+        x: Its input.
+    """
 
-def seconds(function: Callable[[], object], device: str, repeats: int) -> float:
-    """Return the time of one call."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Return the bytes of distinct storages kept, parameters and buffers left out."""
-    own = [*model.parameters(), *model.buffers()]
-    seen = {tensor.untyped_storage().data_ptr(): None for tensor in own}
-
-    def note(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        # Kept alive, so that no address is used again.
-        seen.setdefault(storage.data_ptr(), storage)
-        # The tensor itself, kept by what made it, would never be freed.
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
-        forward()
-    return sum(storage.nbytes() for storage in seen.values() if storage is not None)
-
-
-def measure(sizes: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[dict]:
-    """Return a row for each activation on tensors of one shape and dtype."""
-    torch.manual_seed(0)
-    options = dict(device=args.device, dtype=getattr(torch, dtype))
-    x = torch.randn(sizes, **options).requires_grad_()
-    grad = torch.randn(sizes, **options)
-    channels = sizes[1] if len(sizes) == 4 else sizes[-1]
-    repeats = min(max(2, 16_000_000 // x.numel()), 200)
-    repeats *= 1 if args.device == "cpu" else 20
-    rows, times = [], {}
-    calls = {}
-    for name, (module, implementation) in contestants(channels, args.device).items():
-        module = module.to(args.device)
-        if isinstance(module, nn.PReLU):
-            module = module.to(x.dtype)
-
-        def forward(module=module, implementation=implementation):
-            with torch.no_grad(), use_implementation(implementation):
-                return module(x)
-
-        def both(module=module, implementation=implementation):
-            with use_implementation(implementation):
-                y = module(x)
-            inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
-            torch.autograd.grad(y, inputs, grad)
-
-        calls[name] = forward, both
-        times[name] = [], []
+    def __init__(self, layer: nn.Module, implementation: str, x: Tensor) -> None:
+        self._forward, self._implementation = partial(layer, x), implementation
+        inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+        grad = torch.randn_like(x)
+        self._both = lambda: torch.autograd.grad(layer(x), inputs, grad)
         with use_implementation(implementation):
-            kept = saved_bytes(module, partial(module, x))
-        rows.append(
-            dict(
-                activation=name,
-                shape=list(sizes),
-                dtype=dtype,
-                saved_inputs=round(kept / (x.numel() * x.element_size()), 3),
-            )
-        )
-    copies = []
+            self.saved_bytes = saved_bytes(self._forward, layer)
+
+    def time(self, kind: str, timer: Callable, *args: object) -> float:
+        """Time ``'inference'`` (without gradients), ``'forward'`` or ``'both'``."""
+        function = self._both if kind == "both" else self._forward
+        with torch.set_grad_enabled(kind != "inference"):
+            with use_implementation(self._implementation):
+                return timer(function, *args)
+
+
+def measure(
+    sizes: tuple[int, ...], dtype: str, layout: str, args: argparse.Namespace
+) -> Iterator[dict]:
+    """Yield a row for each activation on tensors of one shape, dtype and layout."""
+    torch.manual_seed(0)
+    x = torch.randn(sizes, device=args.device, dtype=getattr(torch, dtype))
+    x = x.contiguous(memory_format=LAYOUTS[layout])
     target = torch.empty_like(x)
+    copy = partial(target.copy_, x.clone())
+    x.requires_grad_()
+    repeats = 5 if is_gpu(args.device) else min(max(2, 16_000_000 // x.numel()), 200)
+    timing = device_seconds, args.device, repeats
+    calls = {name: Calls(*pair, x) for name, pair in contestants(x).items()}
+    copies: list[float] = []
+    times: dict = {(name, kind): [] for name in calls for kind in ("inference", "both")}
     for number in range(args.rounds + 2):
-        copy = seconds(lambda: target.detach().copy_(x.detach()), args.device, repeats)
-        for name, pair in calls.items():
-            for kind in (0, 1):
-                before = seconds(calls["SiLU"][kind], args.device, repeats)
-                own = seconds(pair[kind], args.device, repeats)
-                if number >= 2:  # the first rounds warm up
-                    times[name][kind].append((own, before))
-        if number >= 2:
-            copies.append(copy)
-    moved = 2 * x.numel() * x.element_size() / 1e9
-    for row in rows:
-        (forward, silu), (both, silu_both) = (
-            zip(*pairs) for pairs in times[row["activation"]]
+        is_warm = number >= 2
+        copies += [device_seconds(copy, args.device, repeats)] * is_warm
+        for (name, kind), pairs in times.items():
+            silu = calls["SiLU"].time(kind, *timing)
+            pairs += [(calls[name].time(kind, *timing), silu)] * is_warm
+    size = x.numel() * x.element_size()
+    for name, call in calls.items():
+        forward, forward_silu = zip(*times[name, "inference"])
+        both, both_silu = zip(*times[name, "both"])
+        yield dict(
+            activation=name,
+            shape=list(sizes),
+            dtype=dtype,
+            layout=layout,
+            saved_inputs=round(call.saved_bytes / size, 3),
+            forward_ms=1e3 * median(forward),
+            both_ms=1e3 * median(both),
+            forward_to_silu=median_ratio(forward, forward_silu),
+            both_to_silu=median_ratio(both, both_silu),
+            forward_gb_s=2e-9 * size / median(forward),
+            copy_gb_s=2e-9 * size / median(copies),
         )
-        row.update(
-            forward_ms=1e3 * statistics.median(forward),
-            both_ms=1e3 * statistics.median(both),
-            forward_to_silu=ratio(forward, silu),
-            both_to_silu=ratio(both, silu_both),
-            forward_gb_s=moved / statistics.median(forward),
-            copy_gb_s=moved / statistics.median(copies),
+
+
+def measure_host(args: argparse.Namespace) -> Iterator[dict]:
+    """Yield for each activation the host time of calls on a tiny tensor."""
+    sizes = (2, 64, 8, 8) if is_gpu(args.device) else (1, 16)
+    x = torch.randn(sizes, device=args.device, requires_grad=True)
+    for name, pair in contestants(x).items():
+        call = Calls(*pair, x)
+        row = dict(activation=name, shape=list(sizes))
+        for kind in ("inference", "forward", "both"):
+            timing = kind, wall_and_host_seconds, args.device, 100
+            times = [call.time(*timing)[1] for _ in range(args.rounds + 1)]
+            row[f"{kind}_us"] = 1e6 * median(times[1:])  # the first warms up
+        yield row
+
+
+def measure_losses(args: argparse.Namespace) -> Iterator[dict]:
+    """Yield for each classification loss its time and memory on LVIS's classes."""
+    from mmdet.registry import MODELS
+
+    for name, (columns, cfg) in LOSSES.items():
+        torch.manual_seed(0)
+        loss = MODELS.build(cfg).to(args.device)
+        if hasattr(loss, "class_frequency"):
+            loss.class_frequency.uniform_(0, 0.01)
+        logits = torch.randn(args.rois, columns, device=args.device, requires_grad=True)
+        labels = torch.randint(CLASSES + 1, (args.rois,), device=args.device)
+        weights = torch.ones(args.rois, device=args.device)
+
+        def both(loss=loss, logits=logits, labels=labels, weights=weights) -> None:
+            value = loss(logits, labels, weights, avg_factor=args.rois)
+            sum(value.values() if isinstance(value, dict) else [value]).backward()
+
+        both()  # warms up
+        peak = peak_bytes(both, args.device)
+        yield dict(
+            loss=name,
+            shape=[args.rois, CLASSES],
+            both_ms=1e3 * device_seconds(both, args.device, args.rounds),
+            peak_mib=peak and peak / 2**20,
         )
-    return rows
-
-
-def ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median ratio of times measured in turn."""
-    return statistics.median(a / b for a, b in zip(times, others))
-
-
-def hardware(device: str) -> dict[str, str]:
-    """Return what the figures were measured on."""
-    found = dict(
-        torch=torch.__version__,
-        python=platform.python_version(),
-        threads=str(torch.get_num_threads()),
-        cpu=platform.processor() or platform.machine(),
-    )
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if "model name" in line]
-        if names:
-            found["cpu"] = names[0].split(":", 1)[1].strip()
-    if device != "cpu":
-        import triton
-
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["cuda"] = str(torch.version.cuda)
-        found["triton"] = triton.__version__
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True)
-        found["driver"] = answer.stdout.split("\n")[0]
-    return found
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Draw forward+backward over SiLU's as bars, a panel for each shape and dtype."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = list(dict.fromkeys((tuple(r["shape"]), r["dtype"]) for r in rows))
-    columns = len({shape for shape, _ in panels})
-    figure, axes = plt.subplots(
-        -(-len(panels) // columns),
-        columns,
-        figsize=(4.6 * columns, 3.4 * -(-len(panels) // columns)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for axis, (shape, dtype) in zip(axes.flat, panels):
-        own = [r for r in rows if (tuple(r["shape"]), r["dtype"]) == (shape, dtype)]
-        names = [row["activation"] for row in own]
-        bars = axis.barh(names, [row["both_to_silu"] for row in own])
-        axis.bar_label(bars, fmt="%.2f", padding=2)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set_xscale("log")  # plain torch takes 100 times SiLU's
-        axis.margins(x=0.2)
-        axis.set(
-            title=f"{' x '.join(map(str, shape))}, {dtype}",
-            xlabel="forward + backward, SiLU = 1, log scale",
-        )
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Measure, write and print."""
     args = parse_args()
-    rows = []
+    maps = {}
     for dtype in args.dtypes:
         for sizes in args.shapes:
-            rows += measure(sizes, dtype, args)
-    machine = hardware(args.device)
+            for layout in args.layouts[: 1 if len(sizes) == 3 else None]:
+                title = f"{' x '.join(map(str, sizes))}, {dtype}, {layout}"
+                maps[title] = list(measure(sizes, dtype, layout, args))
+    host = list(measure_host(args))
+    losses = list(measure_losses(args)) if find_spec("mmdet") else []
+    facts = machine(args.device)
     path = args.out / "benchmark_activation.json"
-    path.write_text(json.dumps(dict(machine=machine, rows=rows), indent=1) + "\n")
-    plot(rows, path.with_suffix(".png"))
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    head = ("fwd ms", "f+b ms", "fwd/SiLU", "f+b/SiLU", "saved", "GB/s", "copy")
-    previous = None
-    for row in rows:
-        title = f"{' x '.join(map(str, row['shape']))}, {row['dtype']}"
-        if title != previous:
-            print(f"\n{title:28}" + "".join(f"{name:>9}" for name in head))
-            previous = title
-        print(
-            f"{row['activation']:28}{row['forward_ms']:9.2f}{row['both_ms']:9.2f}"
-            f"{row['forward_to_silu']:9.2f}{row['both_to_silu']:9.2f}"
-            f"{row['saved_inputs']:9.2f}{row['forward_gb_s']:9.1f}"
-            f"{row['copy_gb_s']:9.1f}"
-        )
-    print(f"\nwritten: {path} and {path.with_suffix('.png').name}")
+    results = dict(machine=facts, rows=sum(maps.values(), []), host=host, losses=losses)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    for title, rows in maps.items():
+        print(f"\n{table(title, 'activation', _COLUMNS, rows)}")
+    title = f"host, {' x '.join(map(str, host[0]['shape']))}"
+    print(f"\n{table(title, 'activation', _HOST_COLUMNS, host)}")
+    if losses:
+        title = f"loss, {args.rois} x {CLASSES}"
+        print(f"\n{table(title, 'loss', _LOSS_COLUMNS, losses)}")
+    panels = {
+        f"{title}, forward+backward, SiLU = 1": {
+            row["activation"]: row["both_to_silu"] for row in rows
+        }
+        for title, rows in maps.items()
+    }
+    print(f"\nwritten: {path} and {bar_charts(panels, path.with_suffix('.png'))}")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import logging
-import os.path as osp
 
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from mmengine.config import DictAction
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.optim import decay_advice
+from apa_mmdet.testing.configs import read_config, split_conversion
+from apa_mmdet.testing.models import quiet_mmdet
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,8 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "config",
-        help="a config file, or one of MMDetection's as mmdet::rtmdet/NAME.py; it need "
-        "not be converted: then the table is that of type='APADetector'",
+        help="a config file, or one of MMDetection's as mmdet::rtmdet/NAME.py; if it "
+        "is not converted, what type='APADetector' would do is shown",
     )
     parser.add_argument(
         "--cfg-options",
@@ -38,30 +34,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Build the detector, convert it, print the report."""
     args = parse_args()
-    is_packaged = "::" in args.config
-    if not is_packaged and not osp.isfile(args.config):
-        raise SystemExit(f"no such config file: {args.config}")
     try:
-        cfg = get_config(args.config) if is_packaged else Config.fromfile(args.config)
-    except FileNotFoundError as error:
-        raise SystemExit(f"{args.config}: {error}") from None
-    cfg.merge_from_dict(args.cfg_options)
-    if "model" not in cfg:
-        raise SystemExit(f"{args.config} has no model; give a detector's config")
-    init_default_scope(cfg.get("default_scope", "mmdet"))
-    # How the base was built is of no interest here.
-    MMLogger.get_instance("show_conversion", log_level=logging.WARNING)
-
-    names = list(inspect.signature(convert_activations).parameters)[1:]
-    options = {name: cfg.model.pop(name) for name in names if name in cfg.model}
-    if cfg.model.type == "APADetector":
-        cfg.model.type = cfg.model.pop("base_type", None)
-    try:
-        model = MODELS.build(cfg.model)
-        print(convert_activations(model, **options))
-    except (KeyError, TypeError, ValueError) as error:
+        cfg = read_config(args.config, args.cfg_options)
+        options = split_conversion(cfg.model)
+        with quiet_mmdet():
+            report = convert_activations(MODELS.build(cfg.model), **options)
+            advice = decay_advice(cfg.get("optim_wrapper"))
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    advice = decay_advice(cfg.get("optim_wrapper"))
+    print(report)
     print(f"\nWeight decay: {advice or 'none for lambda and kappa.'}")
 
 

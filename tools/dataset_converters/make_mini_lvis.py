@@ -1,4 +1,4 @@
-"""Draw mini-LVIS, the synthetic long-tailed data set the demo trains on."""
+"""Generate mini-LVIS, the synthetic long-tailed data set that the demo trains on."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from apa_mmdet.datasets.mini_lvis import MiniLVIS, make_mini_lvis
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "out", nargs="?", default="data/mini_lvis", help="folder (default: %(default)s)"
     )
-    for name, default, meaning in (
+    for name, default, help_text in (
         ("seed", 0, "seed of everything random"),
         ("num-train", 600, "number of training images"),
         ("num-val", 150, "number of validation images"),
         ("image-size", 160, "side of the images in pixels"),
     ):
         parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)"
+            f"--{name}", type=int, default=default, help=f"{help_text} (%(default)s)"
         )
     return parser.parse_args()
 
 
 def show_progress(done: int, total: int) -> None:
-    """Keep one line up to date on a terminal, and print a few lines to a log."""
+    """Update one line on a terminal; print a few lines to a log."""
     if sys.stdout.isatty():
-        print(f"\rdrawing: {done}/{total}", end="\n" if done == total else "")
+        print(f"\rgenerating: {done}/{total}", end="\n" if done == total else "")
     elif done == total or done % max(total // 5, 1) == 0:
-        print(f"drawing: {done}/{total}", flush=True)
+        print(f"generating: {done}/{total}", flush=True)
 
 
 def print_table(made: MiniLVIS) -> None:
-    """Print what the set holds."""
+    """Print what the set contains."""
     heads = ("images", "instances", "rare", "common", "frequent")
     print(f"{'':5}" + "".join(f"{head:>11}" for head in heads))
     for split, counts in made.splits.items():
@@ -45,7 +45,7 @@ def print_table(made: MiniLVIS) -> None:
 
 
 def main() -> None:
-    """Draw the set, or say that it is there already."""
+    """Generate the set, or say that it already exists."""
     args = parse_args()
     try:
         made = make_mini_lvis(
@@ -58,7 +58,9 @@ def main() -> None:
         )
     except (ValueError, FileExistsError) as error:
         sys.exit(f"error: {error}")
-    print(f"mini-LVIS {'drawn in' if made.created else 'is already in'} {made.root}")
+    print(
+        f"mini-LVIS {'generated' if made.created else 'already exists'} in {made.root}"
+    )
     print_table(made)
 
 

@@ -76,8 +76,8 @@ class APAResNet(_PerSiteActivations, ResNet):
     addition. All other keys are those of mmdet's ResNet, so its checkpoints load.
     Stages frozen by ``frozen_stages`` freeze their activations too, as does the stem.
     With ``act_cfg=dict(type='ReLU')`` it computes exactly what mmdet's ResNet does. The
-    authors' checkpoints load as they are (see
-    :mod:`apa_mmdet.models.published_checkpoints`).
+    authors' checkpoints load as they are
+    (:mod:`apa_mmdet.models.published_checkpoints`).
 
     While batch statistics are fixed (``norm_eval=True``, MMDetection's default), norm
     and AGLU are one operation, and so is the end of a block without plugins or with an

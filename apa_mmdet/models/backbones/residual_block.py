@@ -83,7 +83,7 @@ class _PerSiteBlock:
         return True
 
     def _attention(self) -> APASELayer | None:
-        """Return the only plugin after the last norm that folds with it."""
+        """Return the channel attention that is the only plugin after the last norm."""
         return None
 
 

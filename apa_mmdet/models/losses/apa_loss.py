@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import apa, apa_cross_entropy
+from .box_head_loss import BoxHeadLossMixin
 
 # The published loss clamps logits to [-10, 10], where a Gumbel positive has the slope
 # exp(10). Beyond that, this loss continues along its tangent and keeps its gradient.
@@ -17,14 +17,13 @@ _MAX_SLOPE = math.exp(10.0)
 
 
 @MODELS.register_module()
-class APALoss(nn.Module):
+class APALoss(BoxHeadLossMixin, nn.Module):
     """Binary cross-entropy over ``APA(logit)``, one logit per class, no background.
 
     ``lam = 1`` is the sigmoid classifier, ``lam = 0`` the Gumbel classifier of GOL
     (Alexandridis et al., ECCV 2022). The loss is summed over classes and averaged over
-    proposals. It follows MMDetection's interface for losses with their own activation,
-    so it works as ``loss_cls`` of any Shared2FC or ConvFC box head, including those of
-    Cascade and HTC; the background score is 0.
+    proposals. It works as ``loss_cls`` of any Shared2FC or ConvFC box head, including
+    those of Cascade and HTC; the background score is 0.
 
     With ``rare_threshold``, negatives of classes whose ``class_frequency`` is below it
     are dropped (DropLoss, Hsieh et al., AAAI 2021): all of them on foreground
@@ -51,10 +50,6 @@ class APALoss(nn.Module):
         ValueError: If an argument is out of range.
     """
 
-    custom_cls_channels = True
-    custom_activation = True
-    custom_accuracy = True
-
     def __init__(
         self,
         num_classes: int,
@@ -66,8 +61,7 @@ class APALoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}, expected an integer >= 1")
+        self.check_num_classes(num_classes)
         if not 0 <= lam < math.inf:
             raise ValueError(
                 f"lam={lam}, expected a finite value >= 0; 0 is the Gumbel classifier "
@@ -144,29 +138,10 @@ class APALoss(nn.Module):
         self.class_frequency.copy_(frequency)
         self._has_frequency = True
 
-    def get_cls_channels(self, num_classes: int) -> int:
-        """Return the number of logits for ``num_classes`` classes: the same number.
-
-        Raises:
-            ValueError: If ``num_classes`` differs from that of this loss.
-        """
-        if num_classes != self.num_classes:
-            raise ValueError(
-                f"the box head has num_classes={num_classes} but its APALoss has "
-                f"num_classes={self.num_classes}; set both to the data set's number of "
-                f"classes"
-            )
-        return num_classes
-
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Return scores (N, C + 1) in float32; the last one, of background, is 0."""
         scores = apa(cls_score.float(), self.lambda_param, self.kappa_param)
         return torch.cat([scores, scores.new_zeros(scores.shape[0], 1)], dim=1)
-
-    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return ``acc_classes``, the top-1 accuracy (%) on foreground proposals."""
-        foreground = self._foreground(labels)
-        return {"acc_classes": accuracy(cls_score[foreground], labels[foreground])}
 
     def forward(
         self,

@@ -1,14 +1,16 @@
-"""EQLv2 with the interface through which MMDetection's box heads get scores."""
+"""EQLv2 as a loss whose scores MMDetection's box heads use."""
 
 from __future__ import annotations
 
-from mmdet.models.losses import EQLV2Loss, accuracy
+from mmdet.models.losses import EQLV2Loss
 from mmdet.registry import MODELS
 from torch import Tensor, distributed
 
+from .box_head_loss import BoxHeadLossMixin
+
 
 @MODELS.register_module()
-class EQLV2BoxLoss(EQLV2Loss):
+class EQLV2BoxLoss(BoxHeadLossMixin, EQLV2Loss):
     """MMDetection's EQLV2Loss, with sigmoid scores in any of its box heads.
 
     With EQLV2Loss itself, a box head takes the softmax of logits that were trained with
@@ -27,38 +29,15 @@ class EQLV2BoxLoss(EQLV2Loss):
         ValueError: If ``num_classes`` is not a positive integer.
     """
 
-    custom_cls_channels = True
-    custom_activation = True
-    custom_accuracy = True
+    has_background_logit = True
 
     def __init__(self, num_classes: int, **kwargs) -> None:
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}, expected an integer >= 1")
+        self.check_num_classes(num_classes)
         super().__init__(num_classes=num_classes, **kwargs)
-
-    def get_cls_channels(self, num_classes: int) -> int:
-        """Return the number of logits for ``num_classes`` classes: one more.
-
-        Raises:
-            ValueError: If ``num_classes`` differs from that of this loss.
-        """
-        if num_classes != self.num_classes:
-            raise ValueError(
-                f"the box head has num_classes={num_classes} but its EQLV2BoxLoss has "
-                f"num_classes={self.num_classes}; set both to the data set's number of "
-                f"classes"
-            )
-        return num_classes + 1
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Return scores (N, C + 1) in float32; the last one is background."""
         return super().get_activation(cls_score.float())
-
-    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return ``acc_classes``, the top-1 accuracy (%) on foreground proposals."""
-        foreground = (labels >= 0) & (labels < self.num_classes)
-        classes = cls_score[foreground, :-1]
-        return {"acc_classes": accuracy(classes, labels[foreground])}
 
     def forward(
         self,

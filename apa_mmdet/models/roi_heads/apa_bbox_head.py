@@ -29,8 +29,7 @@ class APABBoxHead(Shared2FCBBoxHead):
         act_cfg: Activation after each FC, a separate module for each; by default ReLU.
         prior: Initial score of every class, in (0, 1); the bias is the logit for it at
             the loss's initial lam and kappa. By default the published bias of -2.
-        init_cfg: As in mmdet's Shared2FCBBoxHead; if given, it alone initialises the
-            head.
+        init_cfg: As in mmdet's Shared2FCBBoxHead; if given, nothing is added to it.
         **kwargs: As in mmdet's Shared2FCBBoxHead.
 
     Raises:

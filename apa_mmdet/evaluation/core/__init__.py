@@ -1,0 +1,1 @@
+"""Arrays and rules: ground truth, detections, matching, accumulation, bootstrap."""

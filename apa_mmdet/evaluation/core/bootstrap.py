@@ -1,0 +1,262 @@
+"""Whether one result is better than another or just luckier: a bootstrap over images.
+
+A resample draws as many images as there are, with replacement, and both results are
+evaluated on it; see Efron and Tibshirani, "An Introduction to the Bootstrap", chapter
+13 (percentile interval). An image that is drawn twice counts twice, so nothing needs to
+be matched again: each detection is weighted by how often its image was drawn.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .evaluate import LVISResult
+from .params import EPS, FREQUENCIES, RECALL_THRS
+from .workers import choose_num_workers, map_chunks, progress_bar
+
+FIGURES = ("AP", "AP50", "AP75", *(f"AP{letter}" for letter in FREQUENCIES))
+_NUMBERS_AT_ONCE = 4_000_000  # in one array of a block of resamples
+
+
+class Difference(NamedTuple):
+    """By how much the second result exceeds the first in one figure, fractions of 1.
+
+    Attributes:
+        first: The figure of the first result.
+        second: The figure of the second result.
+        low: Lower end of the interval of ``second - first``.
+        high: Upper end.
+        share_above: Share of the resamples in which the second is better.
+    """
+
+    first: float
+    second: float
+    low: float
+    high: float
+    share_above: float
+
+    @property
+    def value(self) -> float:
+        """``second - first``."""
+        return self.second - self.first
+
+
+def compare(
+    first: LVISResult,
+    second: LVISResult,
+    num_resamples: int = 1000,
+    confidence_level: float = 0.95,
+    seed: int = 0,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Difference]:
+    """Return the difference of two results on the same images, with intervals.
+
+    The interval says what other images of the same kind would give, not how much
+    another training run would change. A class that a resample does not show is left out
+    of it, as AP leaves out classes without annotations. The intervals of APr are
+    therefore rough: rare classes are annotated in few images.
+
+    Args:
+        first: The baseline.
+        second: What is compared with it.
+        num_resamples: How many times the images are drawn.
+        confidence_level: Of the interval, between 0 and 1.
+        seed: Of the resamples.
+        num_workers: Processes; None for one per core if the work takes long enough.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        For AP, AP50, AP75, APr, APc and APf, where something is annotated.
+
+    Raises:
+        ValueError: If the results have different images, classes or thresholds, or a
+            number is out of range.
+    """
+    _check(first, second, num_resamples, confidence_level)
+    # One seed for each resample: both results see the same images.
+    seeds = np.random.SeedSequence(seed).spawn(num_resamples)
+    plain, resampled = [], []
+    for result in (first, second):
+        plain.append(_figures(result, _resample(result, [None])))
+        class_ap = _resample_all(result, seeds, num_workers, progress)
+        resampled.append(_figures(result, class_ap))
+    tail = 100 * (1 - confidence_level) / 2
+    differences = {}
+    for index, name in enumerate(FIGURES):
+        values = resampled[1][:, index] - resampled[0][:, index]
+        values = values[np.isfinite(values)]
+        before, after = (float(figures[0, index]) for figures in plain)
+        if np.isfinite([before, after]).all() and len(values):
+            low, high = np.percentile(values, [tail, 100 - tail])
+            above = float((values > 0).mean() + (values == 0).mean() / 2)
+            differences[name] = Difference(
+                before, after, float(low), float(high), above
+            )
+    return differences
+
+
+def _check(
+    first: LVISResult, second: LVISResult, num_resamples: int, confidence_level: float
+) -> None:
+    for name in ("image_ids", "class_ids"):
+        if not np.array_equal(getattr(first.truth, name), getattr(second.truth, name)):
+            raise ValueError(
+                f"the results were evaluated on different {name}; evaluate both "
+                "against the same annotation file and images"
+            )
+    if not np.array_equal(first.iou_thrs, second.iou_thrs):
+        raise ValueError(
+            "the results were evaluated at different iou_thrs; evaluate both at the "
+            "same"
+        )
+    if num_resamples < 1 or not 0 < confidence_level < 1:
+        raise ValueError(
+            f"num_resamples={num_resamples!r}, confidence_level={confidence_level!r}: "
+            "expected at least 1, and a number between 0 and 1"
+        )
+
+
+def _figures(result: LVISResult, class_ap: np.ndarray) -> np.ndarray:
+    """Return the figures of each resample, (resamples, figures); NaN if undefined.
+
+    Args:
+        result: Where the groups of the classes come from.
+        class_ap: (resamples, K, 3): AP, AP50 and AP75 of each class, NaN if not drawn.
+    """
+    columns = [class_ap[..., 0], class_ap[..., 1], class_ap[..., 2]]
+    for index in range(len(FREQUENCIES)):
+        columns.append(class_ap[:, result.truth.frequency == index, 0])
+    means = []
+    for values in columns:
+        number = np.isfinite(values).sum(axis=1)
+        total = np.nansum(values, axis=1)
+        means.append(np.where(number > 0, total / np.maximum(number, 1), np.nan))
+    return np.stack(means, axis=1)
+
+
+def _resample_all(
+    result: LVISResult,
+    seeds: list[np.random.SeedSequence],
+    num_workers: int | None,
+    progress: bool,
+) -> np.ndarray:
+    """Return the classes' AP in each resample, (resamples, K, 3), block by block."""
+    ranked, num_resamples = result.ranked, len(seeds)
+    per_class = np.diff(ranked.class_start)
+    matchable = np.diff(np.searchsorted(ranked.rows, ranked.class_start))
+    widest = max(
+        per_class.max(initial=1),
+        matchable.max(initial=1) * len(result.iou_thrs) // 2,
+        result.truth.num_images,
+    )
+    size = int(np.clip(_NUMBERS_AT_ONCE // widest, 1, 100))
+    blocks = [seeds[begin : begin + size] for begin in range(0, num_resamples, size)]
+    seconds = 4e-9 * num_resamples * (per_class.sum() + 20 * matchable.sum() + 1e5)
+    workers = choose_num_workers(num_workers, seconds, len(blocks))
+    pieces = []
+    with progress_bar("bootstrap", "resamples", progress, total=num_resamples) as bar:
+        for piece in map_chunks(_resample, result, blocks, workers):
+            pieces.append(piece)
+            bar.update(len(piece))
+    return np.concatenate(pieces)
+
+
+def _resample(
+    result: LVISResult, seeds: list[np.random.SeedSequence | None]
+) -> np.ndarray:
+    """Return the classes' AP for each seed, (seeds, K, 3); None is every image once."""
+    truth, ranked = result.truth, result.ranked
+    weights = np.stack([_image_weights(truth.num_images, seed) for seed in seeds])
+    counts = ~truth.ignored()[:, 0]
+    by_class = np.argsort(truth.class_index[counts], kind="stable")
+    image_index = truth.image_index[counts][by_class]
+    edges = np.arange(truth.num_classes + 1)
+    class_start = np.searchsorted(truth.class_index[counts][by_class], edges)
+    rows = np.searchsorted(ranked.rows, ranked.class_start)
+    ap = np.full((len(weights), truth.num_classes, 3), np.nan)
+    columns = [np.isclose(result.iou_thrs, value) for value in (0.5, 0.75)]
+    for index in np.flatnonzero(np.diff(class_start)).tolist():
+        images = image_index[class_start[index] : class_start[index + 1]]
+        num_annotations = weights[:, images].sum(axis=1)
+        span = slice(rows[index], rows[index + 1])
+        at_thrs = _class_ap(result, weights, num_annotations, index, span)
+        is_drawn = num_annotations > 0
+        ap[is_drawn, index, 0] = at_thrs[is_drawn].mean(axis=1)
+        for place, column in enumerate(columns, start=1):
+            if column.any():
+                ap[is_drawn, index, place] = at_thrs[is_drawn][:, column].mean(axis=1)
+    return ap
+
+
+def _image_weights(num_images: int, seed: np.random.SeedSequence | None) -> np.ndarray:
+    """Return how many times each image is drawn, int32 (N,)."""
+    if seed is None:
+        return np.ones(num_images, np.int32)
+    drawn = np.random.default_rng(seed).integers(0, num_images, num_images)
+    return np.bincount(drawn, minlength=num_images).astype(np.int32)
+
+
+def _class_ap(
+    result: LVISResult,
+    weights: np.ndarray,
+    num_annotations: np.ndarray,
+    index: int,
+    span: slice,
+) -> np.ndarray:
+    """Return a class's AP in each resample at each threshold, (resamples, T).
+
+    Args:
+        result: With the ranked detections.
+        weights: int32 (resamples, N): how many times each image was drawn.
+        num_annotations: (resamples,): annotations of the class in the images drawn.
+        index: Of the class.
+        span: Its rows among those that can match.
+    """
+    ranked = result.ranked
+    at_thrs = np.zeros((len(weights), len(result.iou_thrs)))
+    threshold, place = np.nonzero(ranked.matched[span, :, 0].T)
+    if not len(place):
+        return at_thrs
+    # From here an entry is a detection that matched at a threshold; those of each
+    # threshold follow one another by falling score.
+    first = np.searchsorted(threshold, np.arange(len(result.iou_thrs) + 1))
+    begin, end = ranked.class_start[index : index + 2]
+    image_index = ranked.image_index[begin:end]
+    is_negative = ranked.is_negative[begin:end, 0]
+    rows = ranked.rows[span][place] - begin
+    drawn = weights[:, image_index[rows]]
+    # False positives: count all as unmatched, then subtract those that are matched.
+    negatives = np.cumsum(weights[:, image_index] * is_negative, axis=1, dtype=np.int32)
+    fp = negatives[:, rows] - _running_sum(drawn * is_negative[rows], first, threshold)
+    true_positive = drawn * ranked.true_positive[span, :, 0][place, threshold]
+    tp = _running_sum(true_positive, first, threshold)
+    precision = np.where(true_positive > 0, tp / (fp + tp + EPS), 0)
+    # The best from each entry to the last of its threshold. Adding more to the
+    # thresholds that are reached last keeps the thresholds apart.
+    offset = 2.0 * (len(at_thrs[0]) - threshold)
+    best = np.maximum.accumulate((precision + offset)[:, ::-1], axis=1)
+    best = best[:, ::-1] - offset
+    # Precision at a recall is read at the first entry that reaches it: an entry counts
+    # once for each recall threshold between the entry before and itself.
+    recall = tp / np.maximum(num_annotations, 1)[:, None]
+    reached = np.searchsorted(RECALL_THRS, recall.ravel(), side="right")
+    reached = np.where(tp > 0, reached.reshape(recall.shape), 0)
+    before = np.concatenate([np.zeros_like(reached[:, :1]), reached[:, :-1]], axis=1)
+    has_entries = np.diff(first) > 0
+    before[:, first[:-1][has_entries]] = 0
+    at_thrs[:, has_entries] = np.add.reduceat(
+        best * (reached - before), first[:-1][has_entries], axis=1
+    ) / len(RECALL_THRS)
+    return at_thrs
+
+
+def _running_sum(
+    values: np.ndarray, first: np.ndarray, threshold: np.ndarray
+) -> np.ndarray:
+    """Return cumulative sums of entries that start anew at each threshold."""
+    sums = np.cumsum(values, axis=1, dtype=np.int32)
+    begin = first[threshold]
+    return sums - np.where(begin > 0, sums[:, begin - 1], 0)

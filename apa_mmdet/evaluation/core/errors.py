@@ -1,0 +1,88 @@
+"""Collecting what is wrong with the input, to report all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .masks import PackedMasks, find_damaged
+
+_MAX_EXAMPLES = 3
+
+
+class InputErrors:
+    """Errors by kind: how many there are, and the first few.
+
+    Args:
+        source: What is being checked, for the message.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add_where(
+        self, kind: str, is_bad: np.ndarray, describe: Callable[[int], str]
+    ) -> None:
+        """Add an error for every true element; ``describe(i)`` describes one."""
+        bad = np.flatnonzero(is_bad)
+        if len(bad):
+            self._counts[kind] = self._counts.get(kind, 0) + len(bad)
+            examples = self._examples.setdefault(kind, [])
+            missing = _MAX_EXAMPLES - len(examples)
+            examples += [describe(int(index)) for index in bad[:missing]]
+
+    def add_bad_numbers(
+        self, name: Callable[[int], str], boxes: np.ndarray, **columns: np.ndarray
+    ) -> None:
+        """Add numbers that are not finite, and boxes of negative size.
+
+        Args:
+            name: ``name(i)`` names row i.
+            boxes: (n, 4): x, y, width, height.
+            columns: Further numbers by their name, such as ``score`` (n,).
+        """
+        for column, values in columns.items():
+            self.add_where(
+                f"{column.replace('_', ' ')} is not finite",
+                ~np.isfinite(values),
+                lambda i, values=values: f"{name(i)} {values[i]}",
+            )
+        is_finite = np.isfinite(boxes).all(axis=1)
+        with np.errstate(invalid="ignore"):
+            is_negative = is_finite & (boxes[:, 2:] < 0).any(axis=1)
+        for kind, is_bad in (
+            ("box is not finite", ~is_finite),
+            ("box of negative size (x, y, width, height)", is_negative),
+        ):
+            self.add_where(kind, is_bad, lambda i: f"{name(i)} {boxes[i].tolist()}")
+
+    def add_damaged(
+        self, name: Callable[[int], str], masks: PackedMasks, num_pixels: np.ndarray
+    ) -> None:
+        """Add masks that do not fill their image; see :func:`.masks.find_damaged`."""
+        self.add_where(
+            "damaged mask, an RLE that does not fill its image",
+            find_damaged(masks, num_pixels),
+            name,
+        )
+
+    def raise_if_any(self, total: int, what: str = "detections") -> None:
+        """Raise if an error was added.
+
+        Args:
+            total: How many were checked.
+            what: Of what.
+
+        Raises:
+            ValueError: With the number and the first three of each kind.
+        """
+        if not self._counts:
+            return
+        lines = [f"{self._source}: cannot be evaluated ({total:,} {what} read)"]
+        for kind, count in self._counts.items():
+            first = ", ".join(self._examples[kind])
+            lines.append(f"  {kind}: {count:,}, the first: {first}")
+        raise ValueError("\n".join(lines))

@@ -1,0 +1,1 @@
+"""Reading annotation and results files as streams, and writing results files."""

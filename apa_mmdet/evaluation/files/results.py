@@ -1,0 +1,247 @@
+"""Detections in LVIS's results format: JSON files, read and written as streams."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..core.detections import Detections
+from ..core.errors import InputErrors
+from ..core.ground_truth import GroundTruth, lookup
+from ..core.masks import PackedMasks, encode, measure
+from ..core.workers import progress_bar
+from .json_stream import iter_array
+
+_WRITTEN_AT_ONCE = 10_000  # detections that are Python objects at the same time
+
+
+def read_results(
+    path: str | os.PathLike[str],
+    truth: GroundTruth,
+    with_masks: bool = False,
+    progress: bool = True,
+) -> Detections:
+    """Read a results file.
+
+    Args:
+        path: A list of ``{"image_id", "category_id", "score", "bbox": [x, y, width,
+            height], "segmentation"}``, JSON, plain or gzip. If the first has no
+            ``bbox``, boxes and areas are those of the masks, as in lvis-api.
+        truth: The annotations, of all images that the file may name.
+        with_masks: Whether masks are needed. Those of detections that are not judged
+            are dropped.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The detections, in the file's order.
+
+    Raises:
+        ValueError: If the file is truncated or not such a list, or a detection has an
+            unknown image or category, a score that is not finite, a box of negative
+            size, a damaged mask, a mask that does not fit its image or an id that
+            another one has; with the number and the first three of each kind.
+        FileNotFoundError: If there is no such file.
+    """
+    reader = _Reader(path, truth, with_masks)
+    description = f"reading {os.path.basename(path)}"
+    items = iter_array(path)
+    for item in progress_bar(description, "detections", progress, iterable=items):
+        reader.append(item)
+    return reader.finish()
+
+
+class _Reader:
+    """The results read so far, in growing arrays of numbers."""
+
+    def __init__(self, path: Any, truth: GroundTruth, with_masks: bool) -> None:
+        self._path = path
+        self._truth = truth
+        self._with_masks = with_masks
+        self._has_boxes = True
+        self._image_ids = array("q")
+        self._category_ids = array("q")
+        self._scores = array("d")
+        self._boxes = array("d")
+        self._ids = array("q")
+        self._counts: list[bytes] = []
+        self._wrong_sizes: dict[int, str] = {}
+        self._sizes = {
+            int(i): (int(h), int(w))
+            for i, h, w in zip(truth.image_ids, truth.heights, truth.widths)
+        }
+        image_index, class_index = np.divmod(truth.judged_pairs, truth.num_classes)
+        image_ids, class_ids = (
+            truth.image_ids[image_index],
+            truth.class_ids[class_index],
+        )
+        self._judged = set(zip(image_ids.tolist(), class_ids.tolist()))
+
+    def append(self, item: Any) -> None:
+        if not len(self._image_ids):
+            self._inspect_first(item)
+        try:
+            image_id, category_id = item["image_id"], item["category_id"]
+            if self._has_boxes:
+                x, y, width, height = item["bbox"]
+                self._boxes.extend((x, y, width, height))
+            self._image_ids.append(image_id)
+            self._category_ids.append(category_id)
+            self._scores.append(item["score"])
+            if "id" in item:
+                self._ids.append(item["id"])
+            if self._with_masks:
+                self._counts.append(self._mask(image_id, category_id, item))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{self._path}: result {len(self._image_ids)} cannot be read "
+                f"({problem}): {json.dumps(item)[:200]}; expected image_id, "
+                "category_id, score, and bbox as [x, y, width, height] or segmentation"
+            ) from None
+
+    def _inspect_first(self, item: Any) -> None:
+        """Decide from the first result whether boxes and masks are read."""
+        if not isinstance(item, dict):
+            return
+        self._has_boxes = "bbox" in item
+        if not self._has_boxes:
+            self._with_masks = True  # boxes and areas come from there
+        if self._with_masks and "segmentation" not in item:
+            raise ValueError(
+                f"{self._path}: the first result has no segmentation; evaluate boxes "
+                "(--metric bbox), or give a results file with masks"
+            )
+
+    def _mask(self, image_id: int, category_id: int, item: dict) -> bytes:
+        if image_id not in self._sizes:
+            return b""  # reported by finish(), with all others of its kind
+        segmentation, size = item["segmentation"], self._sizes[image_id]
+        if isinstance(segmentation, dict) and tuple(segmentation["size"]) != size:
+            height, width = segmentation["size"]
+            self._wrong_sizes[len(self._counts)] = (
+                f"{height} x {width} in image {image_id} of {size[0]} x {size[1]}"
+            )
+            return b""
+        if (image_id, category_id) not in self._judged:
+            return b""
+        return encode(segmentation, *size)
+
+    def finish(self) -> Detections:
+        """Check what was read and return it."""
+        truth, errors = self._truth, InputErrors(str(self._path))
+        image_ids, category_ids = map(np.asarray, (self._image_ids, self._category_ids))
+        scores = np.asarray(self._scores)
+        boxes = np.asarray(self._boxes).reshape(-1, 4)
+        image_index, is_image = lookup(truth.image_ids, image_ids)
+        class_index, is_class = lookup(truth.class_ids, category_ids)
+        errors.add_where(
+            "unknown image_id", ~is_image, lambda i: f"result {i} ({image_ids[i]})"
+        )
+        errors.add_where(
+            "unknown category_id",
+            ~is_class,
+            lambda i: f"result {i} ({category_ids[i]})",
+        )
+        errors.add_bad_numbers(self._name, boxes, score=scores)
+        masks = PackedMasks.pack(self._counts) if self._with_masks else None
+        if masks is not None:
+            self._add_bad_masks(errors, masks, image_index)
+        self._add_repeated_ids(errors)
+        errors.raise_if_any(len(image_ids))
+        areas = None
+        if not self._has_boxes:
+            size = truth.heights[image_index], truth.widths[image_index]
+            areas, boxes = measure(masks, *size)
+        return Detections(
+            image_index.astype(np.int32),
+            class_index.astype(np.int32),
+            scores,
+            boxes,
+            masks,
+            areas,
+        )
+
+    def _name(self, row: int) -> str:
+        return f"result {row} (image {self._image_ids[row]})"
+
+    def _add_bad_masks(
+        self, errors: InputErrors, masks: PackedMasks, image_index: np.ndarray
+    ) -> None:
+        is_wrong = np.zeros(len(masks), bool)
+        is_wrong[[*self._wrong_sizes]] = True
+        errors.add_where(
+            "mask of another size than its image (height x width)",
+            is_wrong,
+            lambda i: f"result {i} {self._wrong_sizes[i]}",
+        )
+        num_pixels = self._truth.heights.astype(np.int64) * self._truth.widths
+        errors.add_damaged(self._name, masks, num_pixels[image_index])
+
+    def _add_repeated_ids(self, errors: InputErrors) -> None:
+        if len(self._ids) < len(self._image_ids):
+            return  # LVIS's format has no ids
+        ids = np.asarray(self._ids)
+        _, first = np.unique(ids, return_index=True)
+        is_repeated = np.ones(len(ids), bool)
+        is_repeated[first] = False
+        errors.add_where(
+            "id of another result", is_repeated, lambda i: f"result {i} (id {ids[i]})"
+        )
+
+
+def has_masks(path: str | os.PathLike[str]) -> bool:
+    """Return whether the first result of a file has a mask."""
+    first = next(iter_array(path), None)
+    return isinstance(first, dict) and "segmentation" in first
+
+
+class ResultsWriter:
+    """Writes a results file piece by piece.
+
+    The file is written under another name and renamed when it is complete.
+
+    Args:
+        path: The JSON file to write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = str(path)
+        os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+        self._file = open(f"{self._path}.unfinished", "w", encoding="utf-8")
+        self._separator = "["
+
+    def write(self, truth: GroundTruth, detections: Detections) -> None:
+        """Append detections, with their masks if they have some."""
+        for begin in range(0, len(detections), _WRITTEN_AT_ONCE):
+            rows = np.arange(begin, min(begin + _WRITTEN_AT_ONCE, len(detections)))
+            for item in _results(truth, detections.take(rows)):
+                self._file.write(self._separator + json.dumps(item))
+                self._separator = ", "
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._file.write("[]" if self._separator == "[" else "]")
+        self._file.close()
+        os.replace(f"{self._path}.unfinished", self._path)
+
+
+def _results(truth: GroundTruth, detections: Detections) -> Iterator[dict]:
+    columns = zip(
+        truth.image_ids[detections.image_index].tolist(),
+        detections.boxes.tolist(),
+        detections.scores.tolist(),
+        truth.class_ids[detections.class_index].tolist(),
+    )
+    for row, (image_id, box, score, category_id) in enumerate(columns):
+        item = dict(image_id=image_id, bbox=box, score=score, category_id=category_id)
+        if detections.masks is not None:
+            image = detections.image_index[row]
+            size = int(truth.heights[image]), int(truth.widths[image])
+            (rle,) = detections.masks.rles(row, row + 1, *size)
+            item["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+        yield item

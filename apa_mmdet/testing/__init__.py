@@ -1,0 +1,19 @@
+"""What tests and analysis tools share: detectors, checks of a conversion, figures.
+
+Nothing is imported here; take what is needed from its module. With torch only:
+
+- :mod:`.memory`: bytes saved for backward, peak memory;
+- :mod:`.timing`: time on the device and on the host, GPU launches, the machine;
+- :mod:`.benchmark`: options, tables and charts of benchmark tools.
+
+With MMDetection:
+
+- :mod:`.configs`: reading configs, removing checkpoints from them, their ReLU twins;
+- :mod:`.small_detectors`: configs of detectors that take a step in half a second;
+- :mod:`.images`: made-up images and annotations;
+- :mod:`.models`: what a model with random weights needs before it is compared;
+- :mod:`.training_step`: repeatable steps of whole detectors, for benchmarks;
+- :mod:`.families`: one config of each detector family in MMDetection;
+- :mod:`.coverage` and :mod:`.wiring`: whether a conversion is complete and trains;
+- :mod:`.closeness`: how close a converted detector starts to the unconverted one.
+"""

@@ -1,0 +1,259 @@
+"""How close a converted detector starts to the unconverted one, and how trainable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..conversion import ConversionReport, Site, convert_activations
+from ..conversion.kinds import KINDS
+from ..ops.formula import aglu_grads
+from .configs import init_cfgs
+from .images import inference_batch
+from .models import fill_zero_weights, fitting_statistics, quiet_mmdet
+
+KAPPAS = (10.0, 20.0, 50.0, 100.0, 1000.0)
+_RELUS = ("ReLU", "ReLU6", "LeakyReLU")
+_SAMPLE = 4096  # elements of a site's input at which the derivatives are evaluated
+
+
+# --------------------------------------------------------------- models and outputs
+def build(
+    cfg: dict, size: int, seed: int = 0, gamma: float = 1.0
+) -> tuple[nn.Module, tuple[Tensor, list]]:
+    """Return the detector of a model's config in eval mode, and inputs and samples.
+
+    Its weights are random, and its batch norms have the statistics of such images.
+
+    Args:
+        cfg: The model's config.
+        size: Height and width of the images in pixels.
+        seed: Of weights and images.
+        gamma: See :func:`.models.fill_zero_weights`.
+
+    Raises:
+        ValueError: If something in the model would load a checkpoint.
+    """
+    torch.manual_seed(seed)
+    with quiet_mmdet():
+        model = MODELS.build(copy.deepcopy(cfg))
+        for name, module in model.named_modules():
+            init_cfg = getattr(module, "init_cfg", None)
+            if any("checkpoint" in init for init in init_cfgs(init_cfg)):
+                raise ValueError(f"{name} would load a checkpoint: {init_cfg}")
+        model.init_weights()
+    fill_zero_weights(model, gamma)
+    model.eval()
+    with fitting_statistics(model):
+        for number in range(3):
+            outputs(model, *_batch(model, 4, size, seed + 1 + number))
+    return model, _batch(model, 2, size, seed)
+
+
+def _batch(model: nn.Module, count: int, size: int, seed: int) -> tuple[Tensor, list]:
+    batch = model.data_preprocessor(inference_batch(count, size, seed), False)
+    return batch["inputs"], batch["data_samples"]
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: Tensor, samples: list) -> dict[str, Tensor]:
+    """Return every output of backbone, neck and heads by name.
+
+    RoI heads work on the samples' proposals.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable:
+        return lambda module, args, result: tensors.update(flatten(name, result))
+
+    hooks = [
+        getattr(model, name).register_forward_hook(record(name))
+        for name in ("backbone", "neck")
+        if isinstance(getattr(model, name, None), nn.Module)
+    ]
+    if isinstance(model, TwoStageDetector):
+        features = model.extract_feat(inputs)
+        if model.with_rpn:
+            tensors.update(flatten("rpn_head", model.rpn_head(features)))
+        proposals = [
+            InstanceData(bboxes=sample.proposals.bboxes.to(inputs))
+            for sample in samples
+        ]
+        result = model.roi_head.forward(features, proposals, samples)
+        tensors.update(flatten("roi_head", result))
+    else:
+        tensors.update(flatten("head", model(inputs, samples, mode="tensor")))
+    for hook in hooks:
+        hook.remove()
+    return tensors
+
+
+def flatten(name: str, result: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating-point tensors of a nested result with dotted names."""
+    if isinstance(result, Tensor):
+        if result.is_floating_point() and result.numel():
+            yield name, result.clone()  # later activations may work in place
+        return
+    if isinstance(result, Mapping):
+        items: Iterable = result.items()
+    elif isinstance(result, (list, tuple)):
+        items = enumerate(result)
+    else:
+        return
+    for key, value in items:
+        yield from flatten(f"{name}.{key}", value)
+
+
+def relative_differences(
+    expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return by name the largest difference over the largest expected element."""
+    ratios = {}
+    for name, value in expected.items():
+        ratio = (actual[name] - value).abs().max() / value.abs().max()
+        ratios[name] = float(ratio) if ratio.isfinite() else float("inf")
+    return ratios
+
+
+# ------------------------------------------------------------------------ comparison
+@dataclass
+class Closeness:
+    """How close one choice of starting values is, and how much it leaves to learn.
+
+    Attributes:
+        start: The starting values in words.
+        single: Relative difference of each output in float32.
+        double: The same in float64, where rounding plays no part.
+        d_lam: Mean of |∂AGLU/∂λ| over the inputs of a site, relative to AGLU(1, 1) on
+            the same inputs, for the median site: how much λ can change and how much
+            gradient it gets.
+        d_kappa: The same of κ.
+    """
+
+    start: str
+    single: dict[str, float]
+    double: dict[str, float]
+    d_lam: float
+    d_kappa: float
+
+    def largest(self) -> dict[str, float]:
+        """Return the largest difference in float64 of backbone, neck and heads."""
+        sections = {"backbone": 0.0, "neck": 0.0, "heads": 0.0}
+        for name, value in self.double.items():
+            section = name.partition(".")[0]
+            section = section if section in sections else "heads"
+            sections[section] = max(sections[section], value)
+        return sections
+
+
+class Reference:
+    """An unconverted detector and its outputs, to compare conversions with.
+
+    Args:
+        cfg: The model's config.
+        size: Height and width of the images in pixels.
+        seed: Of weights and images.
+        gamma: See :func:`.models.fill_zero_weights`.
+
+    Attributes:
+        rounding: Relative difference of each output in float32 from float64, without
+            any conversion.
+    """
+
+    def __init__(self, cfg: dict, size: int, seed: int = 0, gamma: float = 1.0) -> None:
+        self.model, (self.inputs, self.samples) = build(cfg, size, seed, gamma)
+        self._single = outputs(self.model, self.inputs, self.samples)
+        double = copy.deepcopy(self.model).double()
+        self._double = outputs(double, self.inputs.double(), self.samples)
+        self.rounding = relative_differences(self._double, self._single)
+
+    def compare(
+        self, kappa: float | None = None, types: Sequence[str] | None = None
+    ) -> tuple[Closeness, ConversionReport]:
+        """Convert a copy of the detector and compare its outputs.
+
+        Args:
+            kappa: Where sites that were a kind of ReLU start, with λ = 1; None for
+                ``init='auto'``.
+            types: As in ``convert_activations``.
+        """
+        model = copy.deepcopy(self.model)
+        init: str | dict = "auto"
+        if kappa is not None:
+            init = {kind: dict(lam=1.0, kappa=kappa) for kind in _RELUS}
+        report = convert_activations(model, init=init, types=types)
+        single = outputs(model, self.inputs, self.samples)
+        model.double()
+        shares: dict[str, tuple[float, float]] = {}
+        hooks = [
+            model.get_submodule(site.path).register_forward_hook(
+                lambda act, args, _, path=site.path: shares.update(
+                    {path: _shares(args[0], act.lambda_param, act.kappa_param)}
+                )
+            )
+            for site in report.sites
+        ]
+        double = outputs(model, self.inputs.double(), self.samples)
+        for hook in hooks:
+            hook.remove()
+        closeness = Closeness(
+            "auto" if kappa is None else f"kappa {kappa:g}",
+            relative_differences(self._single, single),
+            relative_differences(self._double, double),
+            *(median(column) for column in zip(*shares.values())),
+        )
+        return closeness, report
+
+    def compare_starts(
+        self,
+        kappas: Iterable[float] = KAPPAS,
+        types: Sequence[str] | None = None,
+    ) -> tuple[list[Closeness], ConversionReport]:
+        """Compare ``init='auto'`` and, where most sites were ReLUs, these kappas."""
+        closeness, report = self.compare(types=types)
+        results = [closeness]
+        relus = sum(kind_of(site) in _RELUS for site in report.sites)
+        if relus * 2 > len(report.sites):
+            results += [self.compare(kappa, types)[0] for kappa in kappas]
+        return results, report
+
+
+def kind_of(site: Site) -> str:
+    """Return the activation that a site replaced, whether a module or inline."""
+    return site.was.split(",")[0]
+
+
+def _shares(x: Tensor, lam: Tensor, kappa: Tensor) -> tuple[float, float]:
+    x = x.flatten()
+    x = x[:: max(1, x.numel() // _SAMPLE)]
+    one = torch.ones_like(lam)
+    own, others = aglu_grads(x, lam, kappa)[1:], aglu_grads(x, one, one)[1:]
+    d_lam, d_kappa = (a.abs().mean() / b.abs().mean() for a, b in zip(own, others))
+    return float(d_lam), float(d_kappa)
+
+
+@torch.no_grad()
+def pointwise_differences() -> dict[str, tuple[float, float, str]]:
+    """Return by activation how far AGLU is from it with ``init='auto'``.
+
+    Returns:
+        The largest difference on [-20, 20] in float64, where it is, and the start.
+    """
+    z = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    largest = {}
+    for kind, entry in KINDS.items():
+        model = nn.Sequential(entry.module()).double()
+        expected = model(z)
+        report = convert_activations(model, types=[kind])
+        difference = (model.double()(z) - expected).abs()
+        where = float(z[difference.argmax()])
+        largest[kind] = float(difference.max()), where, report.sites[0].start
+    return largest

@@ -1,0 +1,96 @@
+"""Configs of detectors: reading them, removing checkpoints, making a ReLU twin."""
+
+from __future__ import annotations
+
+import inspect
+import os.path as osp
+from collections.abc import Iterator, Mapping
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from ..conversion import convert_activations
+
+CONVERSION_OPTIONS = tuple(inspect.signature(convert_activations).parameters)[1:]
+
+
+def read_config(path: str, options: Mapping | None = None) -> Config:
+    """Return a detector's config.
+
+    Args:
+        path: A config file, or one of MMDetection's as ``mmdet::rtmdet/NAME.py``.
+        options: Settings to override, as in ``--cfg-options``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the config has no model.
+    """
+    path = str(path)
+    if "::" not in path and not osp.isfile(path):
+        raise FileNotFoundError(f"no such config file: {path}")
+    try:
+        cfg = get_config(path) if "::" in path else Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error}") from None
+    cfg.merge_from_dict(dict(options or {}))
+    if "model" not in cfg:
+        raise ValueError(f"{path} has no model; give the config of a detector")
+    return cfg
+
+
+def dicts(node: object) -> Iterator[dict]:
+    """Yield every dict in a nested config, outer ones first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from dicts(value)
+
+
+def init_cfgs(init_cfg: dict | list | None) -> list[dict]:
+    """Return an ``init_cfg``, which may be one dict, several or None, as a list."""
+    return list(init_cfg) if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
+
+
+def remove_checkpoints(model: dict) -> None:
+    """Remove from a model's config, in place, whatever would load weights."""
+    for cfg in dicts(model):
+        cfg.pop("pretrained", None)
+        if any("checkpoint" in init for init in init_cfgs(cfg.get("init_cfg"))):
+            cfg.pop("init_cfg")
+
+
+def split_conversion(model: dict) -> dict:
+    """Turn the config of an APADetector into that of its base detector, in place.
+
+    Returns:
+        The options of the conversion; empty if the config is not converted.
+    """
+    options = {name: model.pop(name) for name in CONVERSION_OPTIONS if name in model}
+    if model.get("type") == "APADetector":
+        model["type"] = model.pop("base_type", None)
+    return options
+
+
+def make_relu_twin(model: dict) -> None:
+    """Replace, in place, everything learnable by what it stands for.
+
+    AGLU becomes GELU or SiLU where it starts like these and otherwise ReLU, an APA gate
+    a sigmoid, APASELayer and APACBAM keep their form with sigmoid gates, and an
+    APADetector becomes its base.
+    """
+    for cfg in list(dicts(model)):
+        kind = cfg.get("type")
+        if kind == "APADetector":
+            split_conversion(cfg)
+        elif kind in ("AGLU", "APA"):
+            stands_for = {"gelu": "GELU", "silu": "SiLU"}.get(
+                str(cfg.get("init")), "ReLU"
+            )
+            cfg.clear()
+            cfg["type"] = stands_for if kind == "AGLU" else "Sigmoid"
+        elif kind in ("APASELayer", "APACBAM"):
+            cfg["gate_cfg"] = dict(type="Sigmoid")
+        elif kind in ("APAResNet", "APAResNeXt"):
+            cfg.setdefault("act_cfg", dict(type="ReLU"))

@@ -1,0 +1,123 @@
+"""Time of a call on the device and on the host, its GPU launches, and the machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+_FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU
+
+
+def is_gpu(device: str) -> bool:
+    """Tell whether a device is a GPU."""
+    return torch.device(device).type == "cuda"
+
+
+@cache
+def _flush_buffer(device: str) -> Tensor:
+    return torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+
+
+def wall_and_host_seconds(
+    function: Callable[[], object], device: str, repeats: int = 1
+) -> tuple[float, float]:
+    """Return the time of a call until the device is done, and until control returns.
+
+    The latter is what the host needs to issue the work, as long as few launches are
+    pending: a full launch queue blocks the host.
+
+    Args:
+        function: What to call.
+        device: Where it computes.
+        repeats: Calls in a row, of which the mean counts.
+    """
+    synchronize = torch.cuda.synchronize if is_gpu(device) else lambda device: None
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    host = time.perf_counter() - start
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats, host / repeats
+
+
+def device_seconds(function: Callable[[], object], device: str, repeats: int) -> float:
+    """Return the time of a call on the device.
+
+    On a GPU it is the median of calls timed by events, each starting with a cold L2
+    cache; on a CPU the mean of calls in a row.
+    """
+    if not is_gpu(device):
+        return wall_and_host_seconds(function, device, repeats)[0]
+    events = []
+    with torch.cuda.device(device):
+        for _ in range(repeats):
+            _flush_buffer(device).zero_()
+            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            pair[0].record()
+            function()
+            pair[1].record()
+            events.append(pair)
+        torch.cuda.synchronize()
+    return median(start.elapsed_time(end) for start, end in events) / 1e3
+
+
+def gpu_work(
+    function: Callable[[], object], device: str
+) -> tuple[int, float] | tuple[None, None]:
+    """Return how many kernels, copies and fills a call launches, and their seconds.
+
+    The seconds are the sum of their durations on the GPU, by ``torch.profiler``. On a
+    CPU both are None.
+    """
+    if not is_gpu(device):
+        return None, None
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+        torch.cuda.synchronize(device)
+    on_gpu = torch.autograd.DeviceType.CUDA
+    work = [e for e in profile.key_averages() if e.device_type == on_gpu]
+    busy = sum(event.self_device_time_total for event in work)
+    return sum(event.count for event in work), busy / 1e6
+
+
+def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median ratio of times that were measured in turn."""
+    return median(a / b for a, b in zip(times, others))
+
+
+def machine(device: str) -> dict[str, str]:
+    """Return what the figures were measured on: hardware and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [x.partition(": ")[2] for x in lines if x.startswith("model name")]
+    facts = dict(
+        torch=torch.__version__,
+        python=platform.python_version(),
+        threads=str(torch.get_num_threads()),
+        cpu=names[0] if names else platform.processor() or platform.machine(),
+    )
+    if is_gpu(device):
+        import triton
+
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            driver = subprocess.run(query, capture_output=True, text=True).stdout
+        except OSError as error:
+            driver = f"unknown ({error})"
+        facts.update(
+            gpu=torch.cuda.get_device_name(device),
+            driver=driver.split("\n")[0],
+            cuda=str(torch.version.cuda),
+            triton=triton.__version__,
+        )
+    return facts
