@@ -390,13 +390,13 @@ def backward_kernel(
 
 
 @triton.jit
-def _total(sums, size, BLOCK: tl.constexpr):
-    """Return the sum of ``size`` neighbouring numbers."""
+def _write_total(out, sums, size, BLOCK: tl.constexpr):
+    """Write the sum of ``size`` neighbouring numbers."""
     i = tl.arange(0, BLOCK)
     found = tl.zeros([BLOCK], tl.float32)
     for first in range(0, size, BLOCK):
         found += tl.load(sums + first + i, mask=i < size - first, other=0.0)
-    return tl.sum(found, 0)
+    tl.store(out, tl.sum(found, 0).to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -436,13 +436,11 @@ def reduce_kernel(
     if program == 0:
         if lam_grad is not None:
             if not LAM_EACH:
-                total = _total(sums, size, BLOCK_R * BLOCK_C)
-                tl.store(lam_grad, total.to(lam_grad.dtype.element_ty))
+                _write_total(lam_grad, sums, size, BLOCK_R * BLOCK_C)
     elif program == 1:
         if kappa_grad is not None:
             if not KAPPA_EACH:
-                total = _total(sums + sums_stride, size, BLOCK_R * BLOCK_C)
-                tl.store(kappa_grad, total.to(kappa_grad.dtype.element_ty))
+                _write_total(kappa_grad, sums + sums_stride, size, BLOCK_R * BLOCK_C)
     else:
         c = (program - 2) * BLOCK_C + tl.arange(0, BLOCK_C)
         if LAM_EACH:
