@@ -139,7 +139,7 @@ struct Plan {
     } else {
       batch = before;
       inner = after;
-      block_i = choose_block(inner, {1024, 256, 64, 16});
+      block_i = choose_block(inner, {1024, 64});
       block_c = kTile / block_i;
     }
     return is_pixels;
