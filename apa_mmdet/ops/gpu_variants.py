@@ -28,7 +28,7 @@ _KERNELS = {
     "loss_backward_kernel": "triton_cross_entropy",
 }
 # A constant that holds several, each in its bit.
-_FLAGS = ("IS_APA", "HALF", "PIXELS", "SUM_RESIDUAL")
+_FLAGS = ("IS_APA", "HALF", "FLAT", "PIXELS", "SUM_RESIDUAL")
 _PTX_TYPES = {"i32": "u32", "i64": "u64", "fp32": "f32"}
 _MAX_ARGUMENTS = 32  # as in gpu_launch.h
 
@@ -122,7 +122,8 @@ def parse(description: str) -> Variant:
     warps = constants.pop("WARPS")
     flags = constants.pop("FLAGS", None)
     if flags is not None:
-        constants |= {key: flags >> bit & 1 for bit, key in enumerate(_FLAGS)}
+        of_flags = {key: flags >> bit & 1 for bit, key in enumerate(_FLAGS)}
+        constants |= {k: v for k, v in of_flags.items() if k in kernel.arg_names}
     for key in [key for key in constants if key.startswith("LOG_")]:
         constants["BLOCK_" + key[4:]] = 1 << constants.pop(key)
     return Variant(

@@ -56,6 +56,17 @@ def reciprocal(x):
 
 
 @triton.jit
+def log2(x):
+    """Return ``log2(x)`` for a normal number."""
+    if _PTX:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1
+        )
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
 def bounded(x, most: tl.constexpr):
     """Return ``min(x, most)``; what is not a number stays so."""
     return tl.minimum(x, most, propagate_nan=tl.PropagateNan.ALL)
@@ -82,7 +93,7 @@ def _coefficients(
     lam = _per_channel(lam_ptr, c, channels, LAM_EACH, BLOCK_C)
     kappa = _per_channel(kappa_ptr, c, channels, KAPPA_EACH, BLOCK_C)
     lam = tl.where(lam < 2.0**-23, 2.0**-23, lam)  # what is not a number stays so
-    return tl.log2(lam), 1.0 / lam, kappa * 1.4426950408889634
+    return log2(lam), reciprocal(lam), kappa * 1.4426950408889634
 
 
 @triton.jit
@@ -146,33 +157,41 @@ def _slopes(z, lb_lam, inv_lam, lb_kappa, HALF: tl.constexpr):
 
 
 @triton.jit
-def _place(channels, inner, steps, PIXELS: tl.constexpr, BLOCK_C: tl.constexpr,
-           BLOCK_I: tl.constexpr):  # fmt: skip
+def _place(
+    channels, inner, steps, rows,
+    FLAT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):  # fmt: skip
     """Return a program's image, channels, row of sums, first tile and tiles.
 
     And the offset of the image's and channels' first element, and offsets within a
-    tile.
+    tile. ``rows`` programs share each image and its channels; where FLAT, there are no
+    channels to tell apart.
     """
     program = tl.program_id(0)
     tiles = tl.cdiv(inner, BLOCK_I)
-    num_i = tl.cdiv(tiles, steps)
-    num_c = tl.cdiv(channels, BLOCK_C)
-    rest = program // num_i
-    at_i = program - rest * num_i
-    b = rest // num_c
-    first_c = (rest - b * num_c) * BLOCK_C
-    first = at_i * steps
-    count = tl.minimum(tiles - first, steps).to(tl.int32)
     c = tl.arange(0, BLOCK_C)
     i = tl.arange(0, BLOCK_I)
-    start = (b.to(tl.int64) * channels) * inner
-    if PIXELS:
-        start += first_c
-        within = c[:, None] + i[None, :] * channels
+    if FLAT:
+        first = program * steps
+        count = tl.minimum(tiles - first, steps).to(tl.int32)
+        return 0, c, program, first, count, 0, i, c[:, None] + i[None, :]
     else:
-        start += first_c.to(tl.int64) * inner
-        within = c[:, None] * inner + i[None, :]
-    return b, first_c + c, b * num_i + at_i, first, count, start, i, within
+        num_c = tl.cdiv(channels, BLOCK_C)
+        rest = program // rows
+        b = rest // num_c
+        first_c = (rest - b * num_c) * BLOCK_C
+        at_row = program - rest * rows
+        first = at_row * steps
+        count = tl.minimum(tiles - first, steps).to(tl.int32)
+        start = (b.to(tl.int64) * channels) * inner
+        if PIXELS:
+            start += first_c
+            within = c[:, None] + i[None, :] * channels
+        else:
+            start += first_c.to(tl.int64) * inner
+            within = c[:, None] * inner + i[None, :]
+        return b, first_c + c, b * rows + at_row, first, count, start, i, within
 
 
 @triton.jit
@@ -192,8 +211,8 @@ def _tile(first, start, c, i, channels, inner, PIXELS: tl.constexpr,
 def forward_kernel(
     x, residual, out, lam, kappa, weight, bias, mean, var, gate,
     r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound,
-    channels, inner, steps,
-    IS_APA: tl.constexpr, HALF: tl.constexpr, PIXELS: tl.constexpr,
+    channels, inner, steps, rows,
+    IS_APA: tl.constexpr, HALF: tl.constexpr, FLAT: tl.constexpr, PIXELS: tl.constexpr,
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +221,7 @@ def forward_kernel(
     ``z`` is ``x``, or ``gate * norm(x) + residual``, the residual normalized or not.
     """
     b, c, _, first, count, start, i, within = _place(
-        channels, inner, steps, PIXELS, BLOCK_C, BLOCK_I
+        channels, inner, steps, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
     )
     lb_lam, inv_lam, lb_kappa = _coefficients(
         lam, kappa, c, channels, LAM_EACH, KAPPA_EACH, BLOCK_C
@@ -250,8 +269,8 @@ def backward_kernel(
     x, residual, grad, grad_x, grad_residual, sums,
     lam, kappa, weight, bias, mean, var, gate,
     r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound,
-    channels, inner, steps, sums_stride,
-    IS_APA: tl.constexpr, HALF: tl.constexpr, PIXELS: tl.constexpr,
+    channels, inner, steps, rows, sums_stride,
+    IS_APA: tl.constexpr, HALF: tl.constexpr, FLAT: tl.constexpr, PIXELS: tl.constexpr,
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     SUM_PARAMS: tl.constexpr, SUM_NORM: tl.constexpr, SUM_RESIDUAL: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
@@ -264,7 +283,7 @@ def backward_kernel(
     two, SUM_RESIDUAL for the third and the last.
     """
     b, c, row, first, count, start, i, within = _place(
-        channels, inner, steps, PIXELS, BLOCK_C, BLOCK_I
+        channels, inner, steps, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
     )
     lb_lam, inv_lam, lb_kappa = _coefficients(
         lam, kappa, c, channels, LAM_EACH, KAPPA_EACH, BLOCK_C
@@ -371,13 +390,13 @@ def backward_kernel(
 
 
 @triton.jit
-def _total(sums, size, BLOCK: tl.constexpr):
-    """Return the sum of ``size`` neighbouring numbers."""
+def _write_total(out, sums, size, BLOCK: tl.constexpr):
+    """Write the sum of ``size`` neighbouring numbers."""
     i = tl.arange(0, BLOCK)
     found = tl.zeros([BLOCK], tl.float32)
     for first in range(0, size, BLOCK):
         found += tl.load(sums + first + i, mask=i < size - first, other=0.0)
-    return tl.sum(found, 0)
+    tl.store(out, tl.sum(found, 0).to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -417,13 +436,11 @@ def reduce_kernel(
     if program == 0:
         if lam_grad is not None:
             if not LAM_EACH:
-                total = _total(sums, size, BLOCK_R * BLOCK_C)
-                tl.store(lam_grad, total.to(lam_grad.dtype.element_ty))
+                _write_total(lam_grad, sums, size, BLOCK_R * BLOCK_C)
     elif program == 1:
         if kappa_grad is not None:
             if not KAPPA_EACH:
-                total = _total(sums + sums_stride, size, BLOCK_R * BLOCK_C)
-                tl.store(kappa_grad, total.to(kappa_grad.dtype.element_ty))
+                _write_total(kappa_grad, sums + sums_stride, size, BLOCK_R * BLOCK_C)
     else:
         c = (program - 2) * BLOCK_C + tl.arange(0, BLOCK_C)
         if LAM_EACH:

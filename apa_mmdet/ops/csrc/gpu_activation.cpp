@@ -16,25 +16,26 @@ namespace {
 // Arguments and constants in each kernel's own order.
 namespace forward {
 enum { x, residual, out, lam, kappa, weight, bias, mean, var, gate, r_weight, r_bias,
-       r_mean, r_var, eps, r_eps, slope, bound, channels, inner, steps };
+       r_mean, r_var, eps, r_eps, slope, bound, channels, inner, steps, rows };
 const Kernel kernel{
     "forward_kernel",
     {"x", "residual", "out", "lam", "kappa", "weight", "bias", "mean", "var", "gate",
      "r_weight", "r_bias", "r_mean", "r_var", "eps", "r_eps", "slope", "bound",
-     "channels", "inner", "steps"},
-    {"IS_APA", "HALF", "PIXELS", "LAM_EACH", "KAPPA_EACH", "LOG_C", "LOG_I", "WARPS"},
+     "channels", "inner", "steps", "rows"},
+    {"FLAGS", "LAM_EACH", "KAPPA_EACH", "LOG_C", "LOG_I", "WARPS"},
     0};
 }  // namespace forward
 
 namespace backward {
 enum { x, residual, grad, grad_x, grad_residual, sums, lam, kappa, weight, bias, mean,
        var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound, channels,
-       inner, steps, sums_stride };
+       inner, steps, rows, sums_stride };
 const Kernel kernel{
     "backward_kernel",
     {"x", "residual", "grad", "grad_x", "grad_residual", "sums", "lam", "kappa",
      "weight", "bias", "mean", "var", "gate", "r_weight", "r_bias", "r_mean", "r_var",
-     "eps", "r_eps", "slope", "bound", "channels", "inner", "steps", "sums_stride"},
+     "eps", "r_eps", "slope", "bound", "channels", "inner", "steps", "rows",
+     "sums_stride"},
     {"FLAGS", "LAM_EACH", "KAPPA_EACH", "SUM_PARAMS", "SUM_NORM", "LOG_C", "LOG_I",
      "WARPS"},
     1};
@@ -90,7 +91,7 @@ int64_t choose_block(int64_t size, std::initializer_list<int64_t> blocks) {
 // How a tensor is cut into tiles.
 struct Plan {
   Tensor x;  // the input without holes
-  bool pixels = false;
+  bool flat = false, pixels = false;
   int64_t batch = 1, channels = 1, inner, block_c = 1, block_i = kTile;
   int64_t tiles, steps, rows;  // tiles along inner; a program's; programs along inner
 
@@ -98,7 +99,8 @@ struct Plan {
     x = a.x;
     const bool each = x.dim() && (a.norm.defined() || a.lam.size(0) > 1 ||
                                   a.kappa.size(0) > 1);
-    if (!each) {
+    flat = !each;
+    if (flat) {
       if (!x.is_non_overlapping_and_dense()) x = at::empty_like(x).copy_(x);
       inner = x.numel();
     } else {
@@ -137,7 +139,7 @@ struct Plan {
     } else {
       batch = before;
       inner = after;
-      block_i = choose_block(inner, {1024, 256, 64, 16});
+      block_i = choose_block(inner, {1024, 64});
       block_c = kTile / block_i;
     }
     return is_pixels;
@@ -194,10 +196,16 @@ struct Parameters {
     launch.integer(at + 4, plan.channels, aligned && plan.pixels);
     launch.integer(at + 5, plan.inner, aligned && !plan.pixels);
     launch.integer(at + 6, plan.steps);
+    launch.integer(at + 7, plan.rows);
   }
 };
 
-bool is_half(const Tensor& x) { return x.scalar_type() != at::kFloat; }
+// The constants that gpu_variants.py calls FLAGS.
+int flags(const Arguments& a, const Plan& plan, bool sum_residual) {
+  const bool is_half = plan.x.scalar_type() != at::kFloat;
+  return (a.kind == Kind::kApa) | is_half << 1 | plan.flat << 2 | plan.pixels << 3 |
+         sum_residual << 4;
+}
 
 }  // namespace
 
@@ -214,9 +222,8 @@ Tensor activation_gpu(const Arguments& a) {
     launch.tensor(forward::out, out, aligned);
     const Parameters parameters(a);
     parameters.set(launch, a, plan, aligned, forward::lam);
-    launch.constants({a.kind == Kind::kApa, is_half(plan.x), plan.pixels,
-                      a.lam.size(0) > 1, a.kappa.size(0) > 1, log2_of(plan.block_c),
-                      log2_of(plan.block_i), kWarps});
+    launch.constants({flags(a, plan, false), a.lam.size(0) > 1, a.kappa.size(0) > 1,
+                      log2_of(plan.block_c), log2_of(plan.block_i), kWarps});
     launch.run(plan.programs());
   }
   return as_like(out, a.x);
@@ -263,9 +270,7 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
       launch.tensor(backward::sums, sums);
       parameters.set(launch, a, plan, aligned, backward::lam);
       launch.wide(backward::sums_stride, stride);
-      const int flags = (a.kind == Kind::kApa) | is_half(x) << 1 | plan.pixels << 2 |
-                        sum_residual << 3;
-      launch.constants({flags, a.lam.size(0) > 1, a.kappa.size(0) > 1, sum_params,
+      launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1, a.kappa.size(0) > 1, sum_params,
                         sum_norm, log2_of(plan.block_c), log2_of(plan.block_i),
                         kWarps});
       launch.run(plan.programs());
