@@ -109,20 +109,21 @@ def norm_aglu(
     residual_eps: float = 0.0,
     negative_slope: float = 0.0,
     max_value: float | None = None,
+    batch_statistics: bool = False,
+    residual_batch_statistics: bool = False,
 ) -> Tensor:
     """Return ``AGLU(gate * norm(x) + residual_norm(residual))`` as one operation.
 
-    That is how a residual block ends: normalization with fixed statistics, channel
-    gate, addition, activation. ``norm(x) = (x - mean) / sqrt(var + eps) * weight +
-    bias``. Taken one by one, each of these keeps a feature map for backward; here only
+    That is how a residual block ends: batch norm, channel gate, addition, activation.
+    ``norm(x) = (x - mean) / sqrt(var + eps) * weight + bias``. Taken one by one, each of these keeps a feature map for backward; here only
     ``x`` and the residual are kept, which the convolutions around keep anyway.
 
     Args:
         x: Shape (N, C, H, W), floating, of any strides.
         weight: Shape (C,), or None for 1.
         bias: Shape (C,), or None for 0.
-        mean: Shape (C,); a constant.
-        var: Shape (C,); a constant.
+        mean: Shape (C,), without a gradient of its own.
+        var: Shape (C,), likewise.
         eps: What is added to ``var``.
         lam: Shape (1,) or (C,); negative values act as 0.
         kappa: Shape (1,) or (C,).
@@ -135,6 +136,10 @@ def norm_aglu(
         residual_eps: What is added to ``residual_var``.
         negative_slope: See :func:`aglu`.
         max_value: See :func:`aglu`.
+        batch_statistics: Whether ``mean`` and ``var`` are those of ``x`` over all but
+            the channels (``var`` biased, as ``torch.batch_norm_update_stats`` returns
+            it), so that the gradient of ``x`` goes through them as well.
+        residual_batch_statistics: The same of ``residual``.
 
     Returns:
         The shape and dtype of ``x``.
@@ -146,7 +151,7 @@ def norm_aglu(
     args = (
         *(x, weight, bias, mean, var, eps, lam, kappa, gate, residual),
         *(residual_weight, residual_bias, residual_mean, residual_var, residual_eps),
-        *(negative_slope, max_value),
+        *(negative_slope, max_value, batch_statistics, residual_batch_statistics),
     )
     if is_native(x, lam, kappa):
         return torch.ops.apa_mmdet.norm_aglu.default(*args)

@@ -197,23 +197,26 @@ def activation(
 def norm_aglu(
     x, weight, bias, mean, var, eps, lam, kappa, gate, residual, residual_weight,
     residual_bias, residual_mean, residual_var, residual_eps, negative_slope, max_value,
+    batch_statistics, residual_batch_statistics,
 ):  # fmt: skip
     """Return what :func:`apa_mmdet.ops.norm_aglu` does, operation by operation."""
 
-    def norm(x, mean, var, weight, bias, eps):
-        small = (mean, var, weight, bias)
-        small = (t if t is None else t.to(dtype) for t in small)
-        return F.batch_norm(x.to(dtype), *small, training=False, eps=eps)
+    def norm(x, mean, var, weight, bias, eps, of_batch):
+        # With a batch's statistics, torch forms them again.
+        small = (None, None) if of_batch else (mean, var)
+        small = (t if t is None else t.to(dtype) for t in (*small, weight, bias))
+        return F.batch_norm(x.to(dtype), *small, training=of_batch, eps=eps)
 
     dtype = compute_dtype(x, lam, kappa)
-    z = norm(x, mean, var, weight, bias, eps)
+    z = norm(x, mean, var, weight, bias, eps, batch_statistics)
     if gate is not None:
         z = z * gate.to(dtype)[..., None, None]
     if residual is not None:
         residual = residual.to(dtype)
         if residual_mean is not None:
             args = residual_mean, residual_var, residual_weight, residual_bias
-            residual = norm(residual, *args, residual_eps)
+            args = *args, residual_eps, residual_batch_statistics
+            residual = norm(residual, *args)
         z = z + residual
     args = lam, kappa, 1, negative_slope, max_value
     return activation("aglu", z, *args).to(x.dtype)

@@ -125,6 +125,77 @@ def test_residual_of_another_layout_and_dtype(residual_layout):
     assert own["residual"].grad.stride() == residual.stride()
 
 
+def with_batch_statistics(function):
+    """Return the function with mean and var those of x, and of the residual's norm."""
+
+    def call(**t):
+        statistics = {}
+        for prefix, x in (("", t["x"]), ("residual_", t.get("residual"))):
+            if f"{prefix}mean" in t:
+                with torch.no_grad():
+                    mean_var = torch.batch_norm_update_stats(x, None, None, 0.1)
+                statistics[f"{prefix}mean"], statistics[f"{prefix}var"] = mean_var
+                statistics[f"{prefix}batch_statistics"] = True
+        return function(**{**t, **statistics})
+
+    return call
+
+
+def batch_norms(eps=1e-5, residual_eps=1e-3, **t):
+    z = F.batch_norm(
+        t["x"], None, None, t.get("weight"), t.get("bias"), training=True, eps=eps
+    )
+    if "gate" in t:
+        z = z * t["gate"][:, :, None, None]
+    if "residual" in t:
+        residual = t["residual"]
+        if "residual_mean" in t:
+            small = t.get("residual_weight"), t.get("residual_bias")
+            options = dict(training=True, eps=residual_eps)
+            residual = F.batch_norm(residual, None, None, *small, **options)
+        z = z + residual
+    return aglu(z, t["lam"], t["kappa"], 1)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "empty"])
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("residual", [None, "plain", "normed", "affine"])
+@pytest.mark.parametrize(("params", "affine"), [(1, True), (C, True), (C, False)])
+def test_batch_statistics(layout, gate, residual, params, affine):
+    tensors = arguments(layout, affine, gate, residual, params)
+    expected = results(batch_norms, tensors, torch.float64)
+    function = with_batch_statistics(ours)
+    assert_same(results(function, tensors, torch.float64), expected, 1e-10)
+    with use_implementation("native"):
+        found = results(function, tensors, torch.float32)
+    assert_same(found, expected, 1e-3 if layout == "1x1" else 1e-5)
+
+
+@pytest.mark.parametrize("needed", [["x"], ["residual"], ["weight"], ["residual_bias"]])
+def test_only_needed_gradients_with_batch_statistics(needed):
+    tensors = arguments(residual="affine")
+    expected = results(batch_norms, tensors, torch.float64, needed)
+    with use_implementation("native"):
+        found = results(with_batch_statistics(ours), tensors, torch.float32, needed)
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last", "slice"])
+def test_batch_statistics_in_half_precision(dtype, layout):
+    tensors = arguments(layout)
+    tensors["x"] = tensors["x"].to(dtype).double()
+    expected = results(batch_norms, tensors, torch.float64)
+    own = {k: t.float().requires_grad_(k not in CONSTANTS) for k, t in tensors.items()}
+    own["x"] = tensors["x"].to(dtype).requires_grad_()
+    y = with_batch_statistics(ours)(**own)
+    weight = torch.linspace(-1, 2, y.numel()).view_as(y)
+    (y * weight).sum().backward()
+    assert own["x"].grad.dtype == y.dtype == dtype
+    found = {"y": y.detach(), **{k: own[k].grad for k in expected if k != "y"}}
+    assert_same(found, expected, 1e-2)
+
+
 @pytest.mark.parametrize(
     "needed",
     [["x"], ["weight"], ["bias"], ["gate"], ["lam"], ["kappa"], ["residual"]]

@@ -1,14 +1,15 @@
-"""Batch norm with fixed statistics and the AGLU after it, as one operation.
+"""Batch norm and the AGLU after it, as one operation.
 
-While a norm uses its running statistics (``norm_eval=True``, MMDetection's default), it
-is a scale and a shift. Computed together with the activation, only the convolution's
-output is saved for backward, not the norm's. Nothing else in the backbones calls the
+Computed together, only the convolution's output is saved for backward, not the norm's,
+and a map is read and written once. That holds for fixed statistics (``norm_eval=True``,
+MMDetection's default) as for a batch's own. Nothing else in the backbones calls the
 fused operation.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,9 +23,13 @@ def norm_activation(x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor
     """Return ``activation(norm(x))``, as one operation where :func:`can_fold`."""
     if not can_fold(norm, activation):
         return activation(norm(x))
+    *statistics, of_batch = _statistics(norm, x)
     lam, kappa, slope, bound = _parameters(activation)
     return norm_aglu(
-        *(x, *_statistics(norm), lam, kappa), negative_slope=slope, max_value=bound
+        *(x, *statistics, lam, kappa),
+        negative_slope=slope,
+        max_value=bound,
+        batch_statistics=of_batch,
     )
 
 
@@ -41,38 +46,43 @@ def norm_add_activation(
     One operation for all of it; a norm that ends ``downsample`` is part of it too.
     ``can_fold(norm, activation)`` must hold.
     """
-    weight, bias, mean, var, eps = _statistics(norm)
+    if attention is not None and _uses_batch(norm):
+        # The gate depends on the statistics: its gradient goes through them as well.
+        out = attention(norm(x))
+        out += identity if downsample is None else downsample(identity)
+        return activation(out)
+    weight, bias, mean, var, eps, of_batch = _statistics(norm, x)
     gate = None
     if attention is not None:
         # The spatial mean of norm(x) is the norm of the mean.
         squeezed = F.batch_norm(x.mean((2, 3)), mean, var, weight, bias, eps=eps)
         gate = attention.gate_of(squeezed)
-    identity_norm = None, None, None, None, 0.0
-    if downsample is not None and is_plain(downsample) and _is_fixed(downsample[-1]):
+    *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
+    if downsample is not None and is_plain(downsample) and _can_fold(downsample[-1]):
         *layers, last = downsample
         for layer in layers:
             identity = layer(identity)
-        identity_norm = _statistics(last)
+        *identity_norm, identity_of_batch = _statistics(last, identity)
     elif downsample is not None:
         identity = downsample(identity)
     lam, kappa, slope, bound = _parameters(activation)
     return norm_aglu(
         *(x, weight, bias, mean, var, eps, lam, kappa, gate, identity),
-        *(*identity_norm, slope, bound),
+        *(*identity_norm, slope, bound, of_batch, identity_of_batch),
     )
 
 
 def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
     """Tell whether a norm and the activation after it can be one operation.
 
-    They can if the norm is a batch norm in evaluation mode, the activation an AGLU,
-    neither has a hook, and the plain implementation was not asked for. A trace keeps
-    them apart: operations are counted and exported one by one.
+    They can if the norm is a batch norm whose statistics no other process shares, the
+    activation an AGLU, neither has a hook, and the plain implementation was not asked
+    for. A trace keeps them apart: operations are counted and exported one by one.
     """
     return (
         wanted() != "plain"
         and not torch.jit.is_tracing()
-        and _is_fixed(norm)
+        and _can_fold(norm)
         and type(activation) is AGLU
         and activation.channel_dim in (None, 1)
         and is_plain(activation)
@@ -90,19 +100,45 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-def _is_fixed(norm: nn.Module) -> bool:
-    """Tell whether a module is a batch norm that uses its running statistics."""
-    return (
-        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        and not norm.training
-        and norm.running_mean is not None
-        and is_plain(norm)
-    )
+def _can_fold(norm: nn.Module) -> bool:
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not is_plain(norm):
+        return False
+    if not _uses_batch(norm):
+        return True
+    if torch.compiler.is_compiling():  # which makes one kernel of them by itself
+        return False
+    is_synced = type(norm) is nn.SyncBatchNorm
+    return not (is_synced and dist.is_available() and dist.is_initialized())
 
 
-def _statistics(norm: nn.Module) -> tuple:
-    """Return a batch norm's arguments of :func:`norm_aglu`."""
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+def _uses_batch(norm: nn.Module) -> bool:
+    """Tell whether a batch norm uses its batch's statistics, as torch decides it."""
+    return norm.training or (norm.running_mean is None and norm.running_var is None)
+
+
+def _statistics(norm: nn.Module, x: Tensor) -> tuple:
+    """Return a batch norm's weight, bias, mean, var and eps, and whether of the batch.
+
+    As the module does, it updates the running statistics.
+    """
+    if not _uses_batch(norm):
+        statistics = norm.running_mean, norm.running_var
+        return norm.weight, norm.bias, *statistics, norm.eps, False
+    if x.numel() == x.shape[1]:
+        raise ValueError(
+            f"a batch norm in training needs more than one value per channel, got an "
+            f"input of shape {tuple(x.shape)}"
+        )
+    running, momentum = (None, None), norm.momentum or 0.0
+    if norm.training and norm.track_running_stats:
+        running = norm.running_mean, norm.running_var
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:  # a cumulative average
+                momentum = 1.0 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        mean, var = torch.batch_norm_update_stats(x, *running, momentum)
+    return norm.weight, norm.bias, mean, var, norm.eps, True
 
 
 def _parameters(activation: AGLU) -> tuple[Tensor, Tensor, float, float | None]:

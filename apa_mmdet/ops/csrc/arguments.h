@@ -19,6 +19,7 @@ enum class Kind : int { kApa = 0, kAglu = 1 };
 struct Norm {
   Tensor weight, bias, mean, var;  // weight and bias may be undefined
   double eps = 0;
+  bool of_batch = false;  // mean and var are functions of the norm's input
   bool defined() const { return mean.defined(); }
 };
 
@@ -49,5 +50,13 @@ Tensor activation_cpu(const Arguments&);
 Gradients activation_backward_cpu(const Arguments&, const Tensor& grad, const Needs&);
 Tensor activation_gpu(const Arguments&);
 Gradients activation_backward_gpu(const Arguments&, const Tensor& grad, const Needs&);
+
+// The gradient of a norm's input x whose batch statistics the norm uses, from that for
+// constant statistics, which may be overwritten: per channel and of n elements each,
+// grad_x - (grad_bias + (x - mean) * rstd * grad_weight) * weight * rstd / n.
+Tensor through_statistics_cpu(const Tensor& grad_x, const Tensor& x, const Norm&,
+                              const Tensor& grad_weight, const Tensor& grad_bias);
+Tensor through_statistics_gpu(const Tensor& grad_x, const Tensor& x, const Norm&,
+                              const Tensor& grad_weight, const Tensor& grad_bias);
 
 }  // namespace apa

@@ -1,48 +1,18 @@
 // AGLU and APA on a CPU: from tensors to a call of the kernels, and from their sums to
 // the gradients of the small tensors.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "arguments.h"
-#include "cpu_kernels.h"
+#include "cpu_tensors.h"
 
 namespace apa {
 namespace {
 
 using namespace cpu;
-
-double element(const Tensor& t, Index i) {
-  switch (t.scalar_type()) {
-    case at::kFloat: return t.const_data_ptr<float>()[i];
-    case at::kDouble: return t.const_data_ptr<double>()[i];
-    case at::kBFloat16: return t.const_data_ptr<at::BFloat16>()[i];
-    default: return t.const_data_ptr<at::Half>()[i];
-  }
-}
-
-// A channel's value of a tensor (C,), or (1,) that all channels share.
-double read(const Tensor& t, Index channel) {
-  return element(t, t.size(0) == 1 ? 0 : channel * t.stride(0));
-}
-
-double read(const Tensor& t, Index image, Index channel) {
-  return element(t, image * t.stride(0) + channel * t.stride(1));
-}
-
-void write(const Tensor& t, Index i, double value) {
-  switch (t.scalar_type()) {
-    case at::kFloat: t.mutable_data_ptr<float>()[i] = value; break;
-    case at::kDouble: t.mutable_data_ptr<double>()[i] = value; break;
-    case at::kBFloat16: t.mutable_data_ptr<at::BFloat16>()[i] = value; break;
-    default: t.mutable_data_ptr<at::Half>()[i] = value;
-  }
-}
 
 // A norm as scale * (x - center) + shift, per channel.
 struct Folded {
@@ -54,24 +24,6 @@ Folded folded(const Norm& norm, Index channel) {
   const double weight = norm.weight.defined() ? read(norm.weight, channel) : 1;
   return {weight * rstd, norm.bias.defined() ? read(norm.bias, channel) : 0, rstd};
 }
-
-// What the memory of a tensor is in the order in which a kernel goes through it.
-enum class Layout { kRows, kChannelsLast, kOther };
-
-Layout layout(const Tensor& x, Index axis, bool per_channel) {
-  if (x.is_contiguous()) return Layout::kRows;
-  if (!per_channel && x.is_non_overlapping_and_dense()) return Layout::kRows;
-  const bool is_last = x.is_contiguous(at::MemoryFormat::ChannelsLast) ||
-                       x.is_contiguous(at::MemoryFormat::ChannelsLast3d);
-  return is_last && axis == 1 ? Layout::kChannelsLast : Layout::kOther;
-}
-
-// The tensor in the dtype and layout that at::empty_like(x) has.
-Tensor like(const Tensor& t, const Tensor& x) {
-  if (t.scalar_type() == x.scalar_type() && t.strides() == x.strides()) return t;
-  return at::empty_like(x).copy_(t);
-}
-
 
 // A call with its coefficients, which live as long as it does.
 class Prepared {
@@ -100,10 +52,7 @@ class Prepared {
     set_coefficients();
     call.x = x.const_data_ptr();
     if (residual.defined()) call.residual = residual.const_data_ptr();
-    constexpr Index kGrain = 1 << 15;  // a second thread costs more than it brings
-    if (!at::in_parallel_region()) {
-      call.threads = std::min<Index>(at::get_num_threads(), 1 + x.numel() / kGrain);
-    }
+    call.threads = num_threads(x.numel());
   }
 
   void run() const {

@@ -3,6 +3,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -174,13 +176,13 @@ Arguments pack_norm_aglu(
     const Optional& gate, const Optional& residual, const Optional& residual_weight,
     const Optional& residual_bias, const Optional& residual_mean,
     const Optional& residual_var, double residual_eps, double negative_slope,
-    std::optional<double> max_value) {
+    std::optional<double> max_value, bool of_batch, bool residual_of_batch) {
   return {x, lam, kappa, Kind::kAglu, 1, negative_slope,
           max_value.value_or(kUnbounded),
-          {tensor(weight), tensor(bias), mean, var, eps},
+          {tensor(weight), tensor(bias), mean, var, eps, of_batch},
           tensor(gate), tensor(residual),
           {tensor(residual_weight), tensor(residual_bias), tensor(residual_mean),
-           tensor(residual_var), residual_eps}};
+           tensor(residual_var), residual_eps, residual_of_batch}};
 }
 
 // ---- Implementations for each device
@@ -213,6 +215,11 @@ Gradients activation_backward_meta(const Arguments& a, const Tensor&,
           like(needs.r_bias, a.residual_norm.bias)};
 }
 
+Tensor through_statistics_meta(const Tensor& grad_x, const Tensor&, const Norm&,
+                               const Tensor&, const Tensor&) {
+  return grad_x;
+}
+
 // The operator with the arguments of `pack`, computed by `implementation`.
 template <auto implementation, auto pack>
 struct Forward;
@@ -225,7 +232,16 @@ struct Forward<implementation, pack> {
   }
 };
 
-template <auto implementation>
+// Where a norm uses its batch's statistics, needs the sums that complete the gradient
+// of its input, and has something to put them in.
+void prepare_statistics(Norm& norm, bool needed, bool& need_weight, bool& need_bias) {
+  if (!norm.of_batch || !needed) return;
+  if (!norm.weight.defined()) norm.weight = at::ones_like(norm.mean);
+  if (!norm.bias.defined()) norm.bias = at::zeros_like(norm.mean);
+  need_weight = need_bias = true;
+}
+
+template <auto implementation, auto through_statistics>
 Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
               const Tensor& kappa, int64_t kind, int64_t axis, double slope,
               double bound, const Optional& weight, const Optional& bias,
@@ -233,19 +249,31 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
               const Optional& gate, const Optional& residual,
               const Optional& residual_weight, const Optional& residual_bias,
               const Optional& residual_mean, const Optional& residual_var,
-              double residual_eps, Mask m) {
-  const Arguments packed{x, lam, kappa, static_cast<Kind>(kind), axis, slope, bound,
-                         {tensor(weight), tensor(bias), tensor(mean), tensor(var), eps},
-                         tensor(gate), tensor(residual),
-                         {tensor(residual_weight), tensor(residual_bias),
-                          tensor(residual_mean), tensor(residual_var), residual_eps}};
-  const Needs needs{m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8]};
-  Gradients g = implementation(packed, grad, needs);
-  return {g.x, g.lam, g.kappa, g.weight, g.bias, g.gate, g.residual, g.r_weight,
-          g.r_bias};
+              double residual_eps, bool of_batch, bool residual_of_batch, Mask m) {
+  Arguments a{x, lam, kappa, static_cast<Kind>(kind), axis, slope, bound,
+              {tensor(weight), tensor(bias), tensor(mean), tensor(var), eps, of_batch},
+              tensor(gate), tensor(residual),
+              {tensor(residual_weight), tensor(residual_bias), tensor(residual_mean),
+               tensor(residual_var), residual_eps, residual_of_batch}};
+  Needs needs{m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8]};
+  Norm &norm = a.norm, &other = a.residual_norm;
+  prepare_statistics(norm, needs.x, needs.weight, needs.bias);
+  prepare_statistics(other, needs.residual, needs.r_weight, needs.r_bias);
+  Gradients g = implementation(a, grad, needs);
+  if (norm.of_batch && needs.x && x.sym_numel() != 0) {
+    g.x = through_statistics(g.x, x, norm, g.weight, g.bias);
+  }
+  if (other.of_batch && needs.residual && x.sym_numel() != 0) {
+    g.residual =
+        through_statistics(g.residual, a.residual, other, g.r_weight, g.r_bias);
+  }
+  const auto given = [&](int i, const Tensor& t) { return m[i] ? t : Tensor(); };
+  return {g.x,           g.lam,         g.kappa,    given(3, g.weight),
+          given(4, g.bias), g.gate,     g.residual, given(7, g.r_weight),
+          given(8, g.r_bias)};
 }
 
-using BackwardSchema = decltype(backward<activation_backward_cpu>);
+using BackwardSchema = decltype(backward<activation_backward_cpu, through_statistics_cpu>);
 
 // ---- Autograd
 
@@ -273,6 +301,7 @@ struct ActivationBackward : Node {
   Kind kind;
   int64_t axis;
   double slope, bound, eps, residual_eps;
+  bool of_batch, residual_of_batch;
   std::mutex mutex;
 
   std::string name() const override {
@@ -289,6 +318,8 @@ struct ActivationBackward : Node {
     node->bound = a.bound;
     node->eps = a.norm.eps;
     node->residual_eps = a.residual_norm.eps;
+    node->of_batch = a.norm.of_batch;
+    node->residual_of_batch = a.residual_norm.of_batch;
     const auto keep = [&](auto&... tensors) {
       node->saved.reserve(sizeof...(tensors));
       (node->saved.emplace_back(tensors, false), ...);
@@ -320,7 +351,8 @@ struct ActivationBackward : Node {
         grads[0], t[0], t[1], t[2], static_cast<int64_t>(kind), axis, slope, bound,
         optional(t[3]), optional(t[4]), optional(t[9]), optional(t[10]), eps,
         optional(t[5]), optional(t[6]), optional(t[7]), optional(t[8]),
-        optional(t[11]), optional(t[12]), residual_eps, needed);
+        optional(t[11]), optional(t[12]), residual_eps, of_batch, residual_of_batch,
+        needed);
     variable_list result = std::apply(
         [](auto&... each) { return variable_list{std::move(each)...}; }, gradients);
     result.resize(count);
@@ -424,12 +456,13 @@ constexpr char kApaName[] = "apa_mmdet::apa";
 constexpr char kAgluName[] = "apa_mmdet::aglu";
 constexpr char kNormAgluName[] = "apa_mmdet::norm_aglu";
 
-template <auto forward, auto backward_of_activation>
+template <auto forward, auto backward_of_activation, auto through_statistics>
 void implement(torch::Library& m) {
   m.impl("apa", Forward<forward, pack_apa>::call);
   m.impl("aglu", Forward<forward, pack_aglu>::call);
   m.impl("norm_aglu", Forward<forward, pack_norm_aglu>::call);
-  m.impl("activation_backward", backward<backward_of_activation>);
+  m.impl("activation_backward", 
+         backward<backward_of_activation, through_statistics>);
 }
 
 }  // namespace
@@ -449,26 +482,31 @@ TORCH_LIBRARY(apa_mmdet, m) {
       "float eps, Tensor lam, Tensor kappa, Tensor? gate=None, Tensor? residual=None, "
       "Tensor? residual_weight=None, Tensor? residual_bias=None, "
       "Tensor? residual_mean=None, Tensor? residual_var=None, float residual_eps=0., "
-      "float negative_slope=0., float? max_value=None) -> Tensor",
+      "float negative_slope=0., float? max_value=None, bool batch_statistics=False, "
+      "bool residual_batch_statistics=False) -> Tensor",
       tags);
   m.def(
       "activation_backward(Tensor grad, Tensor x, Tensor lam, Tensor kappa, int kind, "
       "int axis, float slope, float bound, Tensor? weight, Tensor? bias, Tensor? mean, "
       "Tensor? var, float eps, Tensor? gate, Tensor? residual, "
       "Tensor? residual_weight, Tensor? residual_bias, Tensor? residual_mean, "
-      "Tensor? residual_var, float residual_eps, bool[9] needs) -> (Tensor, Tensor, "
+      "Tensor? residual_var, float residual_eps, bool batch_statistics, "
+      "bool residual_batch_statistics, bool[9] needs) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
 }
 
 TORCH_LIBRARY_IMPL(apa_mmdet, CPU, m) {
-  apa::implement<apa::activation_host, apa::activation_backward_host>(m);
+  apa::implement<apa::activation_host, apa::activation_backward_host,
+                 apa::through_statistics_cpu>(m);
 }
 TORCH_LIBRARY_IMPL(apa_mmdet, CUDA, m) {
-  apa::implement<apa::activation_gpu, apa::activation_backward_gpu>(m);
+  apa::implement<apa::activation_gpu, apa::activation_backward_gpu,
+                 apa::through_statistics_gpu>(m);
 }
 TORCH_LIBRARY_IMPL(apa_mmdet, Meta, m) {
-  apa::implement<apa::activation_meta, apa::activation_backward_meta>(m);
+  apa::implement<apa::activation_meta, apa::activation_backward_meta,
+                 apa::through_statistics_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(apa_mmdet, Autograd, m) {
