@@ -499,17 +499,10 @@ def test_threads_that_start_at_once():
 
 @on_a_gpu
 def test_launched_by_python():
-    class ByPython(gpu_variants.Launcher):
-        def __init__(self, library):
-            super().__init__(library)
-            self.from_cpp = False
-
-    import ctypes
-
     tensors = on_cuda(with_norm("NCHW", True, "normed", "C"), torch.float32)
     expected = run(normed, tensors, "native", CONSTANT)
     library = extension.load()
-    gpu_variants.connect(library, ByPython(ctypes.CDLL(str(library))))
+    gpu_variants.connect(library, from_cpp=False)
     try:
         found = run(normed, tensors, "native", CONSTANT)
     finally:
