@@ -1,7 +1,9 @@
 """The tools that measure: the ablation of heads, and the benchmarks."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,24 @@ def test_benchmark_of_activations(tool, tmp_path):
     losses = {row["loss"]: row["both_ms"] for row in results["losses"]}
     assert {"softmax", "Seesaw", "APALoss, class"} < set(losses)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark_of_activations_needs_no_mmdetection(tmp_path, repo):
+    args = ["--shapes", "1x2x3", "--dtypes", "float32", "--rounds", "1"]
+    args += ["--device", "cpu", "--out", str(tmp_path)]
+    path = "tools/analysis_tools/benchmark_activation.py"
+    code = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmdet']))\n"
+        f"sys.argv[1:] = {args}\n"
+        f"runpy.run_path({path!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code]
+    env = dict(os.environ, PYTHONPATH=str(repo))
+    done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "benchmark_activation.json").read_text())
+    assert results["rows"] and results["host"] and not results["losses"]
 
 
 def test_benchmark_of_training_steps(tool, tmp_path, repo):

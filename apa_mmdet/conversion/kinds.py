@@ -7,9 +7,10 @@ To add a kind:
    (a slope, an upper bound), name it in ``options``; AGLU's own arguments are in
    ``apa_mmdet/layers/activation.py``.
 2. Remove its entry in ``_NO_COUNTERPART`` or ``_UNCONVERTIBLE``, if it has one.
-3. Add its largest difference at the start to
+3. Add its largest difference at the start to the two tests that measure it,
    ``test_how_far_the_start_is_from_what_it_replaces`` in
-   ``tests/test_conversion/test_convert.py``, and a row to the table of kinds in
+   ``tests/test_conversion/test_convert.py`` and ``documented`` in
+   ``test_closeness.py`` beside it, and to the table of single activations in
    ``docs/conversion.md``.
 """
 
@@ -108,15 +109,10 @@ _KIND_OF: dict[Any, str] = {
 }
 _KIND_OF[nn.Sigmoid] = GATE
 KIND_OF_METHOD = {m: name for name, kind in KINDS.items() for m in kind.methods}
-# Of every function that is an activation, converted or not.
+# Words that the source of an inline activation contains, converted or not.
 FUNCTION_NAMES = tuple(
-    sorted(
-        {
-            key.__name__
-            for key in (*_KIND_OF, *_UNCONVERTIBLE)
-            if callable(key) and not isinstance(key, type)
-        }
-    )
+    {f.__name__ for kind in KINDS.values() for f in kind.functions}
+    | {activation.__name__ for activation in _NO_COUNTERPART}
 )
 
 

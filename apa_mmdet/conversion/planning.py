@@ -135,6 +135,11 @@ def plan_module(
     """
     plan = ModulePlan(module)
     activations = _activation_attributes(module)
+    if "forward" in vars(module):
+        plan.sites = [_whole(module, *item) for item in activations.items()]
+        why = "it was replaced on the instance, so the class's source is not what runs"
+        plan.left.append(("forward()", "unknown", why))
+        return plan
     converter = converter_of(module)
     if converter is not None and activations.keys() >= set(converter.sites.values()):
         plan.converter = converter

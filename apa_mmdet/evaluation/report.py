@@ -142,7 +142,7 @@ def plot_long_tail(
         colours = colormaps["tab10"](np.arange(len(results)))
     else:
         colours = colormaps["turbo"](np.linspace(0, 1, len(results)))
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5 + len(results) / 8), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for colour, (name, result) in zip(colours, results.items()):
@@ -160,7 +160,7 @@ def plot_long_tail(
         axis.text(middle, 100, label, ha="center", va="top", color="0.3")
     axis.set_xlabel("training images that show the class")
     axis.set_ylabel("AP of the class (%)")
-    axis.legend(loc="upper left", bbox_to_anchor=(0, 0.94))
+    figure.legend(loc="outside lower center", ncols=2)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -1,6 +1,11 @@
 """What tests and analysis tools share: detectors, checks of a conversion, figures.
 
-Nothing is imported here; take what is needed from its module. With torch only:
+Nothing is imported here; take what is needed from its module. With numpy only:
+
+- :mod:`.random_lvis`: LVIS annotations and detections of any size, without images;
+- :mod:`.lvis_evaluators`: this package's LVIS evaluation and two others, timed.
+
+With torch only:
 
 - :mod:`.memory`: bytes saved for backward, peak memory;
 - :mod:`.timing`: time on the device and on the host, GPU launches, the machine;

@@ -23,11 +23,10 @@ def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device)
-    parser.add_argument("--rounds", type=int, default=rounds, help="measurements per figure")
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/benchmarks"), help="folder to write to"
-    )
+    add, out = parser.add_argument, Path("docs/benchmarks")
+    add("--device", default=device)
+    add("--rounds", type=int, default=rounds, help="measurements per figure")
+    add("--out", type=Path, default=out, help="folder to write to")
     return parser
 
 

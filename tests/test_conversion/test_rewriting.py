@@ -136,6 +136,15 @@ def test_a_call_that_a_condition_excluded_is_refused():
         model(torch.randn(8, 4))
 
 
+def test_a_forward_of_the_instance_is_not_rewritten():
+    model, x = Block(), torch.randn(8, 4)
+    model.forward = lambda x: model.fc2(model.relu(model.fc1(x)))
+    report = convert_activations(model, init="silu")
+    assert [site.path for site in report.sites] == ["relu"]
+    assert [item.path for item in report.left] == ["forward()"]
+    torch.testing.assert_close(model(x), model.fc2(F.silu(model.fc1(x))))
+
+
 RELEASED = """
 from torch import nn
 

@@ -23,7 +23,7 @@ TOOL = REPO / "tools/analysis_tools/eval_lvis.py"
 
 
 def run_tool(*args, cwd, fails=False):
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(REPO))
+    env = dict(os.environ, OMP_NUM_THREADS="1")
     done = subprocess.run(
         [sys.executable, TOOL, *map(str, args)],
         cwd=cwd,
@@ -292,7 +292,7 @@ def test_importing_the_evaluation_needs_only_numpy(tmp_path):
 
 def test_evaluators_of_the_benchmark_agree(tmp_path):
     script = TOOL.with_name("benchmark_lvis_eval.py")
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(REPO))
+    env = dict(os.environ, OMP_NUM_THREADS="1")
     command = [sys.executable, script, "--images", "12", "--detections", "60"]
     done = subprocess.run(
         [*command, "--only", "apa_mmdet", "lvis-api", "--metric", "segm"],

@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from torch import nn
 
+from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
+from apa_mmdet.models.backbones.conv_module import FusedConvModule
 from apa_mmdet.models.backbones.folding import (
     can_fold,
     norm_activation,
@@ -112,3 +115,29 @@ def test_one_value_per_channel_is_refused():
     norm, activation = modules(training=True)
     with pytest.raises(ValueError, match="more than one value per channel"):
         norm_activation(torch.randn(1, C, 1, 1), norm, activation)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_a_converted_conv_module(training, padding_mode):
+    def build():
+        torch.manual_seed(0)
+        options = dict(norm_cfg=dict(type="BN"), act_cfg=dict(type="ReLU6"))
+        options["padding_mode"] = padding_mode
+        return nn.Sequential(ConvModule(3, C, 3, padding=1, **options)).train(training)
+
+    model, twin = build(), build()
+    convert_activations(model, init=dict(lam=0.7, kappa=1.3))
+    assert type(model[0]) is FusedConvModule
+    x = torch.randn(N, 3, H, W)
+    inputs = [*model.state_dict(keep_vars=True).values(), x]
+    activation = model[0].activate
+    y = model(x)
+    twin[0].with_activation = False
+    torch.testing.assert_close(y, activation(twin(x)))
+    for ours, true in zip(model.buffers(), twin.buffers()):
+        torch.testing.assert_close(ours, true)
+    size = y.numel() * y.element_size()
+    padded = 3 * (H + 2) * (W + 2) * N * 4 if padding_mode == "circular" else 0
+    assert saved_bytes(lambda: model(x), inputs) < size + padded + 500
+    assert torch.equal(model[0](x, activate=False), twin(x))

@@ -1,8 +1,9 @@
-"""Measure LVIS evaluation: apa_mmdet, lvis-api and faster-coco-eval on random data.
+r"""Measure LVIS evaluation: apa_mmdet, lvis-api and faster-coco-eval on random data.
 
     python tools/analysis_tools/benchmark_lvis_eval.py
     python tools/analysis_tools/benchmark_lvis_eval.py --metric segm
-    python tools/analysis_tools/benchmark_lvis_eval.py --growth
+    python tools/analysis_tools/benchmark_lvis_eval.py --only apa_mmdet \
+        --images 1000 2000 5000 10000 20000 --plot lvis_eval_growth.png
 
 Each evaluator runs in a process of its own, one after another, with the detections in
 the form it takes: arrays here, a list of dicts for the others. The evaluation is timed
@@ -23,18 +24,19 @@ import sys
 import tempfile
 import threading
 import time
-from importlib.util import find_spec, module_from_spec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 # As in eval_lvis.py: without torch and mmdet.
-sys.modules.setdefault("apa_mmdet", module_from_spec(find_spec("apa_mmdet")))
+package = sys.modules.setdefault("apa_mmdet", ModuleType("apa_mmdet"))
+package.__path__ = [str(Path(__file__).parents[2] / "apa_mmdet")]
 
 from apa_mmdet.testing.lvis_evaluators import EVALUATORS
 from apa_mmdet.testing.random_lvis import NUM_CLASSES, write_random_lvis
 
-GROWTH = (1000, 2000, 5000, 10_000, 20_000)
 HEAD = f"{'':16}  annotations  evaluation   its CPU    memory        AP       APr"
 ROW = (
     "{:18}{load:9.2f} s{evaluate:10.2f} s{cpu:8.2f} s{memory:7.2f} GB{AP:10.6f}"
@@ -47,7 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=2500, help="number of images")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[2500], help="numbers of images"
+    )
     parser.add_argument("--detections", type=int, default=300, help="of each image")
     parser.add_argument("--metric", choices=["bbox", "segm"], default="bbox")
     parser.add_argument(
@@ -62,33 +66,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=EVALUATORS, default=[*EVALUATORS], help="run these"
     )
-    parser.add_argument(
-        "--growth",
-        action="store_true",
-        help=f"run apa_mmdet on {', '.join(map(str, GROWTH))} images and plot it",
-    )
-    parser.add_argument("--plot", default="lvis_eval_growth.png", help="with --growth")
+    parser.add_argument("--plot", help="plot the figures at several sizes to this file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes (one for each core)")
-    parser.add_argument("--data", type=Path, help="folder to keep the random data in")
-    parser.add_argument("--run", choices=EVALUATORS, help=argparse.SUPPRESS)
+    for flag in ("--run", "--data"):  # what a measured process runs, and on what
+        parser.add_argument(flag, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def write_data(folder: Path, args: argparse.Namespace) -> None:
-    """Write random data of the size that was asked for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with_masks = args.metric == "segm"
-    write_random_lvis(
-        folder, args.images, args.detections, args.judged, with_masks, args.seed
-    )
 
 
 def run_here(args: argparse.Namespace) -> None:
     """Run one evaluator in this process and print its figures and peak memory."""
-    with np.load(args.data / "detections.npz") as file:
+    folder = Path(args.data)
+    with np.load(folder / "detections.npz") as file:
         arrays = dict(file)
-    result = EVALUATORS[args.run](args.data, arrays, args.metric, args.workers)
+    result = EVALUATORS[args.run](folder, arrays, args.metric, args.workers)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             result["own_peak"] = int(line.split()[1]) * 1024
@@ -157,10 +148,18 @@ def measure_median(name: str, folder: Path, args: argparse.Namespace) -> dict | 
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def compare(args: argparse.Namespace, folder: Path) -> None:
-    """Run the evaluators on the same data and print a table."""
+def compare(args: argparse.Namespace, num_images: int, folder: Path) -> dict[str, dict]:
+    """Run the evaluators on the same data, print a table and return the figures."""
+    write_random_lvis(
+        folder,
+        num_images,
+        args.detections,
+        args.judged,
+        with_masks=args.metric == "segm",
+        seed=args.seed,
+    )
     print(
-        f"{args.metric}: {args.images:,} images x {args.detections} detections x "
+        f"{args.metric}: {num_images:,} images x {args.detections} detections x "
         f"{NUM_CLASSES:,} classes, median of {args.repeats}\n{HEAD}"
     )
     rows = {}
@@ -172,51 +171,51 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         if row is not None:
             rows[name] = row
             print(ROW.format(name, **row), flush=True)
-    ours = rows.pop("apa_mmdet", None)
-    if ours is None:
-        return
+    if "apa_mmdet" in rows:
+        print_ratios(rows)
+    return rows
+
+
+def print_ratios(rows: dict[str, dict]) -> None:
+    """Print how many times apa_mmdet's time and memory the others take."""
+    ours = rows["apa_mmdet"]
     print(f"judged by the federated rules: {ours['judged']:.1%} of the detections")
     for name, row in rows.items():
-        total = (row["evaluate"] + row["load"]) / (ours["evaluate"] + ours["load"])
-        print(
-            f"{name}: {row['evaluate'] / ours['evaluate']:.1f} times the time "
-            f"({row['cpu'] / ours['cpu']:.1f} of CPU; {total:.1f} with the "
-            f"annotations), {row['memory'] / ours['memory']:.1f} times the memory"
-        )
+        if row is not ours:
+            total = (row["evaluate"] + row["load"]) / (ours["evaluate"] + ours["load"])
+            print(
+                f"{name}: {row['evaluate'] / ours['evaluate']:.1f} times the time "
+                f"({row['cpu'] / ours['cpu']:.1f} of CPU; {total:.1f} with the "
+                f"annotations), {row['memory'] / ours['memory']:.1f} times the memory"
+            )
 
 
-def measure_growth(args: argparse.Namespace) -> None:
-    """Measure apa_mmdet at growing sizes, and plot time and memory."""
+def plot(sizes: dict[int, dict[str, dict]], args: argparse.Namespace) -> None:
+    """Plot time and memory against the number of images, with straight-line fits."""
     from matplotlib.figure import Figure
 
-    rows = []
-    print(HEAD)
-    for args.images in GROWTH:
-        with tempfile.TemporaryDirectory() as folder:
-            write_data(Path(folder), args)
-            row = measure_median("apa_mmdet", Path(folder), args)
-        if row is None:
-            sys.exit("the measurement failed")
-        rows.append(row)
-        print(ROW.format(f"{args.images:,} images", **row), flush=True)
     figure = Figure(figsize=(13, 3.6), layout="constrained")
-    series = (
-        ("seconds", [row["load"] + row["evaluate"] for row in rows]),
-        ("seconds of CPU", [row["load_cpu"] + row["cpu"] for row in rows]),
-        ("GB", [row["memory"] for row in rows]),
-    )
-    for axis, (unit, values) in zip(figure.subplots(1, 3), series):
-        slope, offset = np.polyfit(GROWTH, values, 1)
-        fitted = np.polyval((slope, offset), GROWTH)
-        r_squared = 1 - np.var(values - fitted) / np.var(values)
-        axis.plot(GROWTH, values, "o", label="measured")
-        axis.plot(GROWTH, fitted, "-", label=f"straight line, R² = {r_squared:.4f}")
+    series = {
+        "seconds": lambda row: row["load"] + row["evaluate"],
+        "seconds of CPU": lambda row: row["load_cpu"] + row["cpu"],
+        "GB": lambda row: row["memory"],
+    }
+    for axis, (unit, value) in zip(figure.subplots(1, 3), series.items()):
+        for name in sizes[max(sizes)]:
+            measured = {n: value(rows[name]) for n, rows in sizes.items()}
+            x, y = np.array([*measured.items()]).T
+            slope, offset = np.polyfit(x, y, 1)
+            fitted = offset + slope * x
+            r_squared = 1 - np.var(y - fitted) / np.var(y)
+            (points,) = axis.plot(x, y, "o", label=name)
+            label = f"straight line, R² = {r_squared:.4f}"
+            axis.plot(x, fitted, "-", color=points.get_color(), label=label)
+            print(
+                f"{name}, {unit}: {offset:.2f} + {slope * 1000:.3f} for each 1,000 "
+                f"images, R² = {r_squared:.4f}"
+            )
         axis.set(xlabel="images", ylabel=unit, xlim=0, ylim=0)
         axis.legend()
-        print(
-            f"{unit}: {offset:.2f} + {slope * 1000:.3f} for each 1,000 images, "
-            f"R² = {r_squared:.4f}"
-        )
     figure.suptitle(f"{args.metric}: {args.detections} detections an image")
     figure.savefig(args.plot, dpi=120)
     print(f"plotted: {args.plot}")
@@ -227,13 +226,13 @@ def main() -> None:
     args = parse_args()
     if args.run:
         run_here(args)
-    elif args.growth:
-        measure_growth(args)
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = args.data or Path(scratch)
-            write_data(folder, args)
-            compare(args, folder)
+        return
+    sizes = {}
+    for num_images in args.images:
+        with tempfile.TemporaryDirectory() as folder:
+            sizes[num_images] = compare(args, num_images, Path(folder))
+    if args.plot:
+        plot(sizes, args)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import argparse
 import json
 import os
 import sys
-from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 # The package's __init__ would import torch and mmdet, which takes seconds and which the
 # evaluation does not need. An empty module in its place gives access to its modules.
-sys.modules.setdefault("apa_mmdet", module_from_spec(find_spec("apa_mmdet")))
+package = sys.modules.setdefault("apa_mmdet", ModuleType("apa_mmdet"))
+package.__path__ = [str(Path(__file__).parents[2] / "apa_mmdet")]
 
 from apa_mmdet.evaluation import (
     GroundTruth,

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .ground_truth import lookup
 from .masks import PackedMasks, find_damaged
 
 _MAX_EXAMPLES = 3
+RowName = Callable[[int], str]
 
 
 class InputErrors:
@@ -23,9 +25,7 @@ class InputErrors:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
-    def add_where(
-        self, kind: str, is_bad: np.ndarray, describe: Callable[[int], str]
-    ) -> None:
+    def add_where(self, kind: str, is_bad: np.ndarray, describe: RowName) -> None:
         """Add an error for every true element; ``describe(i)`` describes one."""
         bad = np.flatnonzero(is_bad)
         if len(bad):
@@ -34,13 +34,29 @@ class InputErrors:
             missing = _MAX_EXAMPLES - len(examples)
             examples += [describe(int(index)) for index in bad[:missing]]
 
+    def index_of(
+        self, name: str, sorted_ids: np.ndarray, ids: np.ndarray, row_name: RowName
+    ) -> np.ndarray:
+        """Return the index of each id among sorted ids, int32; add those not there."""
+        index, is_known = lookup(sorted_ids, ids)
+        self.add_where(
+            f"unknown {name}", ~is_known, lambda i: f"{row_name(i)} ({ids[i]})"
+        )
+        return index.astype(np.int32)
+
+    def add_repeated(self, kind: str, ids: np.ndarray, describe: RowName) -> None:
+        """Add ids that occurred before."""
+        is_repeated = np.ones(len(ids), bool)
+        is_repeated[np.unique(ids, return_index=True)[1]] = False
+        self.add_where(kind, is_repeated, describe)
+
     def add_bad_numbers(
-        self, name: Callable[[int], str], boxes: np.ndarray, **columns: np.ndarray
+        self, row_name: RowName, boxes: np.ndarray, **columns: np.ndarray
     ) -> None:
         """Add numbers that are not finite, and boxes of negative size.
 
         Args:
-            name: ``name(i)`` names row i.
+            row_name: ``row_name(i)`` names row i.
             boxes: (n, 4): x, y, width, height.
             columns: Further numbers by their name, such as ``score`` (n,).
         """
@@ -48,7 +64,7 @@ class InputErrors:
             self.add_where(
                 f"{column.replace('_', ' ')} is not finite",
                 ~np.isfinite(values),
-                lambda i, values=values: f"{name(i)} {values[i]}",
+                lambda i, values=values: f"{row_name(i)} {values[i]}",
             )
         is_finite = np.isfinite(boxes).all(axis=1)
         with np.errstate(invalid="ignore"):
@@ -57,16 +73,16 @@ class InputErrors:
             ("box is not finite", ~is_finite),
             ("box of negative size (x, y, width, height)", is_negative),
         ):
-            self.add_where(kind, is_bad, lambda i: f"{name(i)} {boxes[i].tolist()}")
+            self.add_where(kind, is_bad, lambda i: f"{row_name(i)} {boxes[i].tolist()}")
 
     def add_damaged(
-        self, name: Callable[[int], str], masks: PackedMasks, num_pixels: np.ndarray
+        self, row_name: RowName, masks: PackedMasks, num_pixels: np.ndarray
     ) -> None:
         """Add masks that do not fill their image; see :func:`.masks.find_damaged`."""
         self.add_where(
             "damaged mask, an RLE that does not fill its image",
             find_damaged(masks, num_pixels),
-            name,
+            row_name,
         )
 
     def raise_if_any(self, total: int, what: str = "detections") -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_CHECKED_AT_ONCE = 500  # masks
+_CHECKED_AT_ONCE = 100  # masks; their runs fit in the cache
 
 
 @functools.cache
@@ -172,14 +172,14 @@ def _sum_of_runs(masks: PackedMasks) -> np.ndarray:
     last = np.flatnonzero(is_last)
     first = np.concatenate([[0], last[:-1] + 1])
     num_chars = last - first + 1
-    is_broken[first] |= num_chars > 7  # no run needs more
+    is_broken[first[num_chars > 7]] = True  # no run needs more
     value = (char[first] & 31).astype(np.int64)
     for place in range(1, min(num_chars.max(), 7)):
         longer = np.flatnonzero(num_chars > place)
         bits = (char[first[longer] + place] & 31).astype(np.int64)
         value[longer] |= bits << 5 * place
-    is_negative = np.flatnonzero(char[last] & 16)
-    value[is_negative] -= 1 << 5 * num_chars[is_negative].clip(max=7)
+    sign = (char[last] & 16).astype(np.int64)
+    value -= sign << (5 * np.minimum(num_chars, 7) - 4)
 
     # Runs in two columns, every other one in each, so that differences add up along a
     # column. Each mask begins a row; its first run is not part of the sums.

@@ -155,27 +155,17 @@ class _Annotations:
         for kind, ids in (
             ("image", image_ids),
             ("category", class_ids),
-            ("annotation", np.sort(np.asarray(self._ids))),
+            ("annotation", np.asarray(self._ids)),
         ):
-            is_repeated = np.append(False, ids[1:] == ids[:-1])
-            errors.add_where(
-                f"{kind} id used more than once",
-                is_repeated,
-                lambda i, ids=ids: str(ids[i]),
+            errors.add_repeated(
+                f"{kind} id used more than once", ids, lambda i, ids=ids: str(ids[i])
             )
-        index = []
-        for name, ids, sorted_ids in (
-            ("image_id", self._image_ids, image_ids),
-            ("category_id", self._category_ids, class_ids),
-        ):
-            rows, is_known = lookup(sorted_ids, np.asarray(ids))
-            index.append(rows.astype(np.int32))
-            errors.add_where(
-                f"unknown {name}",
-                ~is_known,
-                lambda i, ids=ids: f"{self._name(i)} ({ids[i]})",
-            )
-        image_index, class_index = index
+        image_index = errors.index_of(
+            "image_id", image_ids, np.asarray(self._image_ids), self._name
+        )
+        class_index = errors.index_of(
+            "category_id", class_ids, np.asarray(self._category_ids), self._name
+        )
         boxes, areas = np.asarray(self._boxes).reshape(-1, 4), np.asarray(self._areas)
         errors.add_bad_numbers(self._name, boxes, area=areas)
         errors.raise_if_any(len(areas), "annotations")

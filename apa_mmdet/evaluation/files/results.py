@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.detections import Detections
 from ..core.errors import InputErrors
-from ..core.ground_truth import GroundTruth, lookup
+from ..core.ground_truth import GroundTruth
 from ..core.masks import PackedMasks, encode, measure
 from ..core.workers import progress_bar
 from .json_stream import iter_array
@@ -134,40 +134,33 @@ class _Reader:
     def finish(self) -> Detections:
         """Check what was read and return it."""
         truth, errors = self._truth, InputErrors(str(self._path))
-        image_ids, category_ids = map(np.asarray, (self._image_ids, self._category_ids))
         scores = np.asarray(self._scores)
         boxes = np.asarray(self._boxes).reshape(-1, 4)
-        image_index, is_image = lookup(truth.image_ids, image_ids)
-        class_index, is_class = lookup(truth.class_ids, category_ids)
-        errors.add_where(
-            "unknown image_id", ~is_image, lambda i: f"result {i} ({image_ids[i]})"
+        image_index = errors.index_of(
+            "image_id", truth.image_ids, np.asarray(self._image_ids), _name
         )
-        errors.add_where(
-            "unknown category_id",
-            ~is_class,
-            lambda i: f"result {i} ({category_ids[i]})",
+        class_index = errors.index_of(
+            "category_id", truth.class_ids, np.asarray(self._category_ids), _name
         )
-        errors.add_bad_numbers(self._name, boxes, score=scores)
+        errors.add_bad_numbers(self._name_with_image, boxes, score=scores)
         masks = PackedMasks.pack(self._counts) if self._with_masks else None
         if masks is not None:
             self._add_bad_masks(errors, masks, image_index)
-        self._add_repeated_ids(errors)
-        errors.raise_if_any(len(image_ids))
+        if len(self._ids) == len(scores):  # LVIS's format has no ids, COCO's has
+            errors.add_repeated(
+                "id of another result",
+                np.asarray(self._ids),
+                lambda i: f"{_name(i)} (id {self._ids[i]})",
+            )
+        errors.raise_if_any(len(scores))
         areas = None
         if not self._has_boxes:
             size = truth.heights[image_index], truth.widths[image_index]
             areas, boxes = measure(masks, *size)
-        return Detections(
-            image_index.astype(np.int32),
-            class_index.astype(np.int32),
-            scores,
-            boxes,
-            masks,
-            areas,
-        )
+        return Detections(image_index, class_index, scores, boxes, masks, areas)
 
-    def _name(self, row: int) -> str:
-        return f"result {row} (image {self._image_ids[row]})"
+    def _name_with_image(self, row: int) -> str:
+        return f"{_name(row)} (image {self._image_ids[row]})"
 
     def _add_bad_masks(
         self, errors: InputErrors, masks: PackedMasks, image_index: np.ndarray
@@ -177,21 +170,14 @@ class _Reader:
         errors.add_where(
             "mask of another size than its image (height x width)",
             is_wrong,
-            lambda i: f"result {i} {self._wrong_sizes[i]}",
+            lambda i: f"{_name(i)} {self._wrong_sizes[i]}",
         )
         num_pixels = self._truth.heights.astype(np.int64) * self._truth.widths
-        errors.add_damaged(self._name, masks, num_pixels[image_index])
+        errors.add_damaged(self._name_with_image, masks, num_pixels[image_index])
 
-    def _add_repeated_ids(self, errors: InputErrors) -> None:
-        if len(self._ids) < len(self._image_ids):
-            return  # LVIS's format has no ids
-        ids = np.asarray(self._ids)
-        _, first = np.unique(ids, return_index=True)
-        is_repeated = np.ones(len(ids), bool)
-        is_repeated[first] = False
-        errors.add_where(
-            "id of another result", is_repeated, lambda i: f"result {i} (id {ids[i]})"
-        )
+
+def _name(row: int) -> str:
+    return f"result {row}"
 
 
 def has_masks(path: str | os.PathLike[str]) -> bool:
