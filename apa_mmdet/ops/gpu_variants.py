@@ -162,9 +162,10 @@ _Launch = ctypes.CFUNCTYPE(
 class Launcher:
     """Compiles variants for C++, and launches those that C++ cannot."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, from_cpp: bool = True) -> None:
         library.apa_mmdet_has_driver.restype = ctypes.c_bool
-        self.from_cpp = library.apa_mmdet_has_driver() and not torch.version.hip
+        has_driver = library.apa_mmdet_has_driver() and not torch.version.hip
+        self.from_cpp = from_cpp and has_driver
         self._lock = threading.Lock()
         self._kept = {}  # compiled kernels: their modules are unloaded with them
         self._launches = {}
@@ -229,6 +230,7 @@ def connect(
     launcher: Any = None,
     stand_in: bool = False,
     programs: int | None = None,
+    from_cpp: bool = True,
 ) -> None:
     """Tell the C++ library how to compile and launch.
 
@@ -237,9 +239,10 @@ def connect(
         launcher: Has the methods of :class:`Launcher`, which is the default.
         stand_in: Let tensors of the CPU take the path of a GPU.
         programs: How many fill a GPU, in place of the thousands that a real one takes.
+        from_cpp: Launch from C++ where that is possible, else from Python.
     """
     library = ctypes.CDLL(str(path))
-    launcher = launcher or Launcher(library)
+    launcher = launcher or Launcher(library, from_cpp)
 
     @_Compile
     def compile_(description, key, compiled):

@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from . import extension, gpu_variants
+from . import extension, gpu_trial, gpu_variants
 from .plain import is_exporting_to_onnx
 
 _NAMES = ("auto", "plain", "native")
@@ -121,7 +121,7 @@ def _why_unavailable(device: str) -> str | None:
         reason = gpu_variants.why_unavailable()
         if reason is not None:
             return reason
-        gpu_variants.connect(library)
+        return gpu_trial.connect(library)
     return None
 
 

@@ -118,8 +118,9 @@ def compare(function, tensors, dtype, others=torch.float32, constant=()):
         assert one.dtype == kind
         scale = true.abs().max().item() if true.numel() else 0.0
         tolerance = TOLERANCE[kind]
+        spacing = 6e-8 if kind == torch.float16 else 0  # of its smallest numbers
         torch.testing.assert_close(
-            one.cpu().double(), true, rtol=tolerance, atol=tolerance * scale
+            one.cpu().double(), true, rtol=tolerance, atol=tolerance * scale + spacing
         )
     return found
 
@@ -278,7 +279,7 @@ def test_a_residual_of_another_layout_and_dtype():
 @pytest.mark.parametrize("gate", [False, True])
 def test_several_tiles_of_one_program(layout, gate):
     with few_programs(2):
-        x = LAYOUTS[layout](3 * draw(2, C, 35, 31))
+        x = LAYOUTS[layout](3 * draw(2, C, 19, 17))
         compare(aglu, pair(x, *parameters(1, 1)), torch.float32)
         compare(aglu, pair(x, *parameters(C, C)), torch.bfloat16)
         tensors = with_norm("NCHW", gate) | dict(x=x)
@@ -336,10 +337,11 @@ def test_not_a_number_is_not_hidden(dtype):
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("params", [1, C])
 def test_two_runs_of_backward_are_bitwise_equal(layout, params):
-    size = (35, 31) if INTERPRETED else (235, 231)
+    size = (15, 11) if INTERPRETED else (235, 231)
     x = LAYOUTS[layout](3 * draw(N, C, *size))
     tensors = pair(x, *parameters(params, params))
-    first, second = (compare(aglu, tensors, torch.float32) for _ in range(2))
+    tensors = {name: t.to(DEVICE, torch.float32) for name, t in tensors.items()}
+    first, second = (run(aglu, tensors, "native") for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second))
 
 
@@ -499,17 +501,10 @@ def test_threads_that_start_at_once():
 
 @on_a_gpu
 def test_launched_by_python():
-    class ByPython(gpu_variants.Launcher):
-        def __init__(self, library):
-            super().__init__(library)
-            self.from_cpp = False
-
-    import ctypes
-
     tensors = on_cuda(with_norm("NCHW", True, "normed", "C"), torch.float32)
     expected = run(normed, tensors, "native", CONSTANT)
     library = extension.load()
-    gpu_variants.connect(library, ByPython(ctypes.CDLL(str(library))))
+    gpu_variants.connect(library, from_cpp=False)
     try:
         found = run(normed, tensors, "native", CONSTANT)
     finally:

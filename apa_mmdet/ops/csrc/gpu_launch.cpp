@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
-#include <sstream>
+#include <string>
 #include <unordered_map>
 
 namespace apa {
@@ -25,8 +25,8 @@ std::uint64_t type_of(const at::Tensor& tensor) {
     case at::kLong: return kLong;
     case at::kBool: return kBool;
     default:
-      TORCH_CHECK(false, "a GPU kernel was given ", tensor.scalar_type(),
-                  ", expected float32, bfloat16, float16, int64 or bool");
+      TORCH_CHECK(false, "a GPU kernel was given a tensor of a dtype other than "
+                         "float32, bfloat16, float16, int64 and bool");
   }
 }
 
@@ -137,20 +137,22 @@ Table& all_variants() {
 }
 std::atomic<std::int64_t> generation{0};  // of the callbacks
 
+// Without streams: their locales break where two copies of libstdc++ meet.
 std::string describe(const Kernel& kernel, const VariantKey& key) {
-  std::ostringstream text;
-  text << kernel.name << " device=" << key.device;
+  std::string text = kernel.name;
+  text += " device=" + std::to_string(key.device);
   int i = 0;
   for (const char* name : kernel.arguments) {
     const auto type = key.types[i / 16] >> (4 * (i % 16)) & 15;
-    text << ' ' << name << '=' << kTypes[type];
-    if (key.aligned >> i & 1) text << '!';
+    text += std::string(" ") + name + "=" + kTypes[type];
+    if (key.aligned >> i & 1) text += "!";
     ++i;
   }
   i = 0;
   for (const char* name : kernel.constants)
-    text << ' ' << name << '=' << (key.constants >> (8 * i++) & 255);
-  return text.str();
+    text += std::string(" ") + name + "=" +
+            std::to_string(key.constants >> (8 * i++) & 255);
+  return text;
 }
 
 const Variant* compile(const Kernel& kernel, const VariantKey& key) {
