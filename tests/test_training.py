@@ -280,7 +280,7 @@ class StepBothWays(Hook):
         model = runner.model
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         results = []
-        for implementation in ("plain", "compiled"):
+        for implementation in ("plain", "native"):
             torch.manual_seed(runner.iter)
             model.zero_grad()
             with use_implementation(implementation):
@@ -339,7 +339,7 @@ def test_plain_and_compiled_kernels_learn_alike(tmp_path, mini_lvis, norm_eval):
         "model.train_cfg.rcnn.sampler.num": 1024,
     }
     curves, weights = [], []
-    for implementation in ("plain", "compiled"):
+    for implementation in ("plain", "native"):
         with use_implementation(implementation):
             runner = make_runner(mini_lvis, tmp_path / implementation, **settings)
             recorder = RecordLosses()

@@ -13,7 +13,7 @@ from .options import FilterFn, Options
 from .planning import ModulePlan, PlannedSite, join, plan_model
 from .report import ConversionReport, Left, Site
 from .rewriting import ActivationSites, rewrite
-from .rules import fixed_in
+from .rules import finish, fixed_in
 
 
 def convert_activations(
@@ -103,6 +103,7 @@ def convert_activations(
     chosen = [_choose(plan, options, fixed, report) for plan in plans]
     for plan, sites in zip(plans, chosen):
         _convert(plan, sites, options, report)
+    finish(model)
     for module in model.modules():
         # Stages are frozen while a model is built and again in train(). DDP and the
         # optimizer, which come in between, must not list what will be frozen.

@@ -109,15 +109,10 @@ _KIND_OF: dict[Any, str] = {
 }
 _KIND_OF[nn.Sigmoid] = GATE
 KIND_OF_METHOD = {m: name for name, kind in KINDS.items() for m in kind.methods}
-# Of every function that is an activation, converted or not.
+# Words that the source of an inline activation contains, converted or not.
 FUNCTION_NAMES = tuple(
-    sorted(
-        {
-            key.__name__
-            for key in (*_KIND_OF, *_UNCONVERTIBLE)
-            if callable(key) and not isinstance(key, type)
-        }
-    )
+    {f.__name__ for kind in KINDS.values() for f in kind.functions}
+    | {activation.__name__ for activation in _NO_COUNTERPART}
 )
 
 

@@ -38,10 +38,12 @@ class ModelRules:
             where ``-1`` is the last of a Sequential, or a method, as ``"forward()"``,
             for the functions called inline there.
         converters: Converters by class; they apply to instances of exactly that class.
+        finish: Called with the converted model.
     """
 
     fixed: Callable[[nn.Module], Mapping[str, str]]
     converters: Mapping[type, BlockConverter] = field(default_factory=dict)
+    finish: Callable[[nn.Module], None] = lambda model: None
 
 
 def _torch_losses(module: nn.Module) -> dict[str, str]:
@@ -64,6 +66,12 @@ def converter_of(module: nn.Module) -> BlockConverter | None:
         if type(module) in rules.converters:
             return rules.converters[type(module)]
     return None
+
+
+def finish(model: nn.Module) -> None:
+    """Do to a converted model what the rules want done last."""
+    for rules in _RULES:
+        rules.finish(model)
 
 
 def fixed_in(model: nn.Module) -> dict[tuple[int, str], str]:

@@ -1,9 +1,9 @@
 """Operation counts of AGLU, APA and log APA for MMEngine's complexity analysis.
 
 MMDetection's ``tools/analysis_tools/get_flops.py`` traces the model and looks up each
-traced operation in a table in MMEngine. While it traces, each activation is a single
-operation, a ``torch.autograd.Function``, which this module adds to the table. Any other
-trace consists of plain operations, so that it can be saved.
+traced operation in a table in MMEngine, to which this module adds the activations: the
+native operators, and the ``torch.autograd.Function`` that is used where these do not
+apply.
 
 Per element, with the signs folded into the constants:
 
@@ -29,20 +29,23 @@ from collections import Counter
 from math import prod
 from typing import Any
 
-from ..ops.functional import _Activation, counted
-
 _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
+# Of the operators and of apa_mmdet.ops.plain's function, as a trace names them.
+_KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._Activation")
 
 
 def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     """Return the operation count of one call in a traced graph, by function name.
 
     Args:
-        inputs: The call's tensors x, lam and kappa, as ``torch._C.Value``.
+        inputs: The call's arguments, as ``torch._C.Value``.
         outputs: Its result, of the shape of x, as ``torch._C.Value``.
     """
-    # All three functions have one node type; their name is a constant of the node.
-    name, *_ = outputs[0].node().scalar_args()
+    node = outputs[0].node()
+    if node.kind() == "prim::PythonOp":
+        name, *_ = node.scalar_args()
+    else:
+        name = node.kind().removeprefix("apa_mmdet::")
     return Counter({name: _PER_ELEMENT[name] * prod(outputs[0].type().sizes())})
 
 
@@ -54,17 +57,13 @@ def count_none(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 def register_operators() -> None:
     """Add the activations to MMEngine's tables; do nothing if it has no tables."""
     try:
-        from mmengine.analysis import complexity_analysis, jit_analysis
+        from mmengine.analysis import complexity_analysis
     except ImportError:
         return
-    trace = jit_analysis._get_scoped_trace_graph
-    if not hasattr(trace, "__wrapped__"):  # once, if this is called again
-        jit_analysis._get_scoped_trace_graph = counted()(trace)
-    kind = f"prim::PythonOp.{_Activation.__name__}"
     # The second table counts the outputs of convolutions and matrix products only,
     # and warns about every operation that it does not know.
     for table, handle in (
         ("_DEFAULT_SUPPORTED_FLOP_OPS", count),
         ("_DEFAULT_SUPPORTED_ACT_OPS", count_none),
     ):
-        getattr(complexity_analysis, table, {})[kind] = handle
+        getattr(complexity_analysis, table, {}).update(dict.fromkeys(_KINDS, handle))

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops import aglu, apa
-from ..ops.functional import is_exporting
 
 # AGLU(1, kappa) stands in for these; relu's largest error is 0.2785 / kappa.
 _STAND_INS = {"silu": (1.0, 1.0), "gelu": (1.0, 1.702), "relu": (1.0, 50.0)}
@@ -19,7 +17,6 @@ _STAND_INS = {"silu": (1.0, 1.0), "gelu": (1.0, 1.702), "relu": (1.0, 50.0)}
 class _AdaptiveActivation(nn.Module):
     """What APA and AGLU share: parameters and their starting values."""
 
-    _function = None
     _starts: dict[str, tuple] = {}
 
     def __init__(
@@ -48,7 +45,6 @@ class _AdaptiveActivation(nn.Module):
         self.inplace = inplace
         self.channel_dim = channel_dim
         self._ranges = self._parse(init)
-        self._seen = None
         # One axis only: MMDetection's heads re-initialise whatever has more.
         self.lambda_param = nn.Parameter(
             torch.empty(num_parameters), requires_grad=learnable
@@ -89,46 +85,6 @@ class _AdaptiveActivation(nn.Module):
             (self.lambda_param, self.kappa_param), self._ranges
         ):
             nn.init.uniform_(param, low, high)
-        self._constants()  # a graph that is being recorded cannot look them up
-
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
-        self._seen = None
-        self._constants()
-
-    def _constants(self) -> tuple[float, float] | None:
-        """Return lam and kappa as numbers, if they are one constant pair."""
-        if self.learnable or self.num_parameters > 1 or self.lambda_param.is_meta:
-            return None
-        if torch.compiler.is_compiling():
-            return self._values
-        seen = [(id(p), p._version) for p in (self.lambda_param, self.kappa_param)]
-        if seen != self._seen:
-            self._seen = seen
-            self._values = self.lambda_param.item(), self.kappa_param.item()
-        return self._values
-
-    def _closed_form(self, x: Tensor) -> Tensor | None:
-        """Return the activation where constants make it a sigmoid's, else None."""
-        constants = self._constants()
-        if constants is None or constants[0] != 1 or not torch.is_floating_point(x):
-            return None
-        kappa = constants[1]
-        if kappa == 1:
-            return self._of_sigmoid(x)
-        if x.dtype not in (torch.float32, torch.float64):
-            return None  # kappa * x would be rounded
-        if torch.is_grad_enabled() and x.requires_grad and not is_exporting():
-            return None  # kappa * x would be kept for backward
-        return self._of_sigmoid(x, kappa)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of ``x``, in its shape and dtype."""
-        closed = self._closed_form(x)
-        if closed is not None:
-            return closed
-        function = type(self)._function
-        return function(x, self.lambda_param, self.kappa_param, self.channel_dim)
 
     def extra_repr(self) -> str:
         """Return what ``print(module)`` shows."""
@@ -182,17 +138,15 @@ class APA(_AdaptiveActivation):
             fit the channels.
     """
 
-    _function = staticmethod(apa)
-
-    @staticmethod
-    def _of_sigmoid(x: Tensor, kappa: float = 1.0) -> Tensor:
-        return torch.sigmoid(x if kappa == 1 else kappa * x)
-
     _starts = {
         "uniform": ((0.0, 1.0), (-1.0, 0.0)),
         "sigmoid": (1.0, 1.0),
         **_STAND_INS,
     }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of ``x``, in its shape and dtype."""
+        return apa(x, self.lambda_param, self.kappa_param, self.channel_dim)
 
 
 class AGLU(_AdaptiveActivation):
@@ -221,12 +175,6 @@ class AGLU(_AdaptiveActivation):
             fit the channels.
     """
 
-    _function = staticmethod(aglu)
-
-    @staticmethod
-    def _of_sigmoid(x: Tensor, kappa: float = 1.0) -> Tensor:
-        return F.silu(x) if kappa == 1 else x * torch.sigmoid(kappa * x)
-
     _starts = {"uniform": ((0.0, 1.0), (1.0, 1.3)), **_STAND_INS}
 
     def __init__(
@@ -245,12 +193,14 @@ class AGLU(_AdaptiveActivation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of ``x``, in its shape and dtype."""
-        y = super().forward(x)
-        if self.negative_slope:
-            y = torch.lerp(y, x, self.negative_slope)
-        if self.max_value is not None:
-            y = y.clamp(max=self.max_value)
-        return y
+        return aglu(
+            x,
+            self.lambda_param,
+            self.kappa_param,
+            self.channel_dim,
+            self.negative_slope,
+            self.max_value,
+        )
 
     def extra_repr(self) -> str:
         """Return what ``print(module)`` shows."""

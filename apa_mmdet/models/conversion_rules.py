@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from ..conversion import BlockConverter, ModelRules
+from .backbones.conv_module import fuse_conv_modules
 from .backbones.residual_block import PER_SITE_BLOCKS, convert_block
 
 _LOSS = "it belongs to a loss"
@@ -68,4 +69,5 @@ RULES = ModelRules(
         )
         for cls, per_site in PER_SITE_BLOCKS.items()
     },
+    finish=fuse_conv_modules,
 )

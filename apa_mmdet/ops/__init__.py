@@ -1,14 +1,14 @@
-"""The mathematics of APA: tensors in, tensors out. Needs torch alone."""
+"""The mathematics of APA: tensors in, tensors out. Needs only torch."""
 
-from .affine import affine_aglu
-from .functional import aglu, apa, apa_cross_entropy, log_apa
+from .activation import aglu, apa, log_apa, norm_aglu
+from .cross_entropy import apa_cross_entropy
 from .implementation import use_implementation
 
 __all__ = [
-    "affine_aglu",
     "aglu",
     "apa",
     "apa_cross_entropy",
     "log_apa",
+    "norm_aglu",
     "use_implementation",
 ]

@@ -1,10 +1,9 @@
-"""Which implementation of the activation runs: chosen by the tensor, or by name.
+"""Which implementation of the activations runs: chosen by the tensor, or by name.
 
-- ``'auto'``: the kernels for the tensor's device where they apply, else plain torch;
-- ``'plain'``: plain torch, whatever the tensor, and backbones leave their norms apart;
-- ``'compiled'``: the kernels of :mod:`apa_mmdet.ops.cpu_kernels`, and an error where
-  they cannot be had;
-- ``'triton'``: those of :mod:`apa_mmdet.ops.triton_kernels`, likewise.
+- ``'auto'``: the native operators where they apply, else plain torch;
+- ``'plain'``: plain torch, whatever the tensor, and backbones compute norms and
+  activations apart;
+- ``'native'``: the native operators, and an error where they are unavailable.
 
 The environment variable ``APA_MMDET_IMPL`` sets it for a program,
 :func:`use_implementation` for a part of one.
@@ -13,36 +12,31 @@ The environment variable ``APA_MMDET_IMPL`` sets it for a program,
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from . import cpu_kernels
+from . import extension, gpu_trial, gpu_variants
+from .plain import is_exporting_to_onnx
 
-try:
-    if not (
-        torch.version.cuda or torch.version.hip or os.environ.get("TRITON_INTERPRET")
-    ):
-        raise ImportError("this torch is built for the CPU")
-    from . import triton_kernels
-
-    _no_triton = None
-except ImportError as error:
-    triton_kernels, _no_triton = None, str(error)
-
-_NAMES = ("auto", "plain", "compiled", "triton")
-KERNELS = {"compiled": cpu_kernels, "triton": triton_kernels}
-_forced: str | None = None
+_NAMES = ("auto", "plain", "native")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DEVICES = ("cpu", "cuda", "meta")
 
 
 def _checked(name: str, source: str) -> str:
     if name not in _NAMES:
         raise ValueError(f"{source}={name!r}, expected one of {', '.join(_NAMES)}")
     return name
+
+
+_wanted = _checked(os.environ.get("APA_MMDET_IMPL", "auto"), "APA_MMDET_IMPL")
+_available: dict[str, bool] = {}  # by device type
+_reasons: set[str] = set()  # that a warning has told
 
 
 @contextlib.contextmanager
@@ -52,85 +46,87 @@ def use_implementation(name: str) -> Iterator[None]:
     A backward pass uses that of its forward pass.
 
     Args:
-        name: ``'auto'``, ``'plain'``, ``'compiled'`` or ``'triton'``.
+        name: ``'auto'``, ``'plain'`` or ``'native'``.
 
     Raises:
         ValueError: If it is none of these.
-        RuntimeError: If ``'compiled'`` or ``'triton'`` is not available here.
+        RuntimeError: If ``'native'`` is unavailable here.
     """
-    global _forced
-    _require(_checked(name, "name"))
-    before, _forced = _forced, name
+    global _wanted
+    if _checked(name, "name") == "native":
+        reason = _why_unavailable("cpu")
+        if reason:
+            _refuse(reason)
+    before, _wanted = _wanted, name
     try:
         yield
     finally:
-        _forced = before
-
-
-def _require(name: str) -> None:
-    if name == "compiled":
-        cpu_kernels.library()
-    if name == "triton" and triton_kernels is None:
-        raise RuntimeError(
-            f"implementation 'triton' was asked for and cannot be had: {_no_triton}. "
-            f"Install a torch built for CUDA, which brings Triton, or use 'auto'"
-        )
+        _wanted = before
 
 
 def wanted() -> str:
-    """Return the implementation that was asked for, ``'auto'`` if none was.
+    """Return the implementation that was asked for, ``'auto'`` if none was."""
+    return _wanted
+
+
+def is_native(x: Tensor, lam: Tensor, kappa: Tensor) -> bool:
+    """Return whether the native operators are to compute these tensors.
 
     Raises:
-        ValueError: If ``APA_MMDET_IMPL`` names nothing that exists.
+        RuntimeError: If they were asked for by name and cannot.
     """
-    if _forced is not None:
-        return _forced
-    return _checked(os.environ.get("APA_MMDET_IMPL", "auto"), "APA_MMDET_IMPL")
-
-
-@functools.lru_cache(maxsize=1)
-def _is_available() -> bool:
-    try:
-        cpu_kernels.library()
-    except RuntimeError as error:
-        warnings.warn(
-            f"AGLU runs without compiled kernels, several times slower: {error}",
-            stacklevel=2,
-        )
+    if _wanted == "plain" or not (
+        isinstance(x, Tensor) and isinstance(lam, Tensor) and isinstance(kappa, Tensor)
+    ):
         return False
-    return True
+    if _is_available(x.device.type) and x.dtype in _DTYPES:
+        return not is_exporting_to_onnx()
+    if _wanted == "native" and x.is_floating_point():
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        _refuse(f"x is {x.dtype} on {x.device}, expected {dtypes} on cpu or cuda")
+    return False
 
 
-def _require_fit(name: str, x: Tensor) -> None:
-    dtypes, device = KERNELS[name].DTYPES, "cpu"
-    if name == "triton" and not triton_kernels.INTERPRETED:
-        device = "cuda"
-    if x.device.type != device or x.dtype not in dtypes:
-        known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise RuntimeError(
-            f"implementation {name!r} was asked for, but x is {x.dtype} on {x.device}, "
-            f"expected {known} on {device}; use 'auto'"
+def _is_available(device: str) -> bool:
+    available = _available.get(device)
+    return _look_up(device) if available is None else available
+
+
+# torch.compile runs it while tracing and takes its result as a constant.
+_is_available._dynamo_marked_constant = True
+
+
+def _look_up(device: str) -> bool:
+    reason = _why_unavailable(device)
+    if reason and _wanted == "native":
+        _refuse(reason)
+    if reason and device in _DEVICES and reason not in _reasons:
+        _reasons.add(reason)
+        warnings.warn(
+            f"apa_mmdet computes AGLU in plain torch, several times slower: {reason}",
+            stacklevel=5,
         )
+    _available[device] = not reason
+    return not reason
 
 
-def chosen(x: Tensor, lam: Tensor, kappa: Tensor) -> str:
-    """Return ``'plain'``, or which of ``KERNELS`` is to compute these tensors.
+def _why_unavailable(device: str) -> str | None:
+    if device not in _DEVICES:
+        return f"there are native operators for {', '.join(_DEVICES)}, not {device}"
+    try:
+        library = extension.load()
+    except RuntimeError as error:
+        return str(error)
+    if device == "cuda":
+        reason = gpu_variants.why_unavailable()
+        if reason is not None:
+            return reason
+        return gpu_trial.connect(library)
+    return None
 
-    Raises:
-        RuntimeError: If kernels were asked for by name and cannot be had.
-        ValueError: If ``APA_MMDET_IMPL`` names nothing that exists.
-    """
-    name = wanted()
-    if name == "plain" or torch.jit.is_tracing():
-        return "plain"
-    if name != "auto":
-        _require(name)
-        _require_fit(name, x)
-    if name != "compiled" and triton_kernels is not None:
-        if triton_kernels.applies(x, lam, kappa):
-            return "triton"
-    if name == "triton" or torch.compiler.is_compiling():
-        return "plain"
-    if cpu_kernels.applies(x, lam, kappa) and _is_available():
-        return "compiled"
-    return "plain"
+
+def _refuse(reason: str) -> NoReturn:
+    raise RuntimeError(
+        f"implementation 'native' was asked for and is unavailable: {reason}; or use "
+        f"'auto'"
+    )

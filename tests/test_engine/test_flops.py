@@ -16,7 +16,7 @@ from apa_mmdet import ops
 from apa_mmdet.engine import flops
 from apa_mmdet.layers import AGLU, APA
 
-KIND = "prim::PythonOp._Activation"
+KIND = "apa_mmdet::aglu"
 
 
 class Call(nn.Module):

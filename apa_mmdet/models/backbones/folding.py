@@ -1,19 +1,21 @@
-"""Batch norm with fixed statistics and the AGLU after it, as one operation.
+"""Batch norm and the AGLU after it, as one operation.
 
-While a norm uses its running statistics (``norm_eval=True``, MMDetection's default), it
-is a scale and a shift. Computed together with the activation, only the convolution's
-output is saved for backward, not the norm's. Nothing else in the backbones calls the
+Computed together, only the convolution's output is saved for backward, not the norm's,
+and a map is read and written once. That holds for fixed statistics (``norm_eval=True``,
+MMDetection's default) as for a batch's own. Nothing else in the backbones calls the
 fused operation.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers import AGLU
 from ...layers.attention import APASELayer
-from ...ops import affine_aglu
+from ...ops import norm_aglu
 from ...ops.implementation import wanted
 
 
@@ -21,8 +23,14 @@ def norm_activation(x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor
     """Return ``activation(norm(x))``, as one operation where :func:`can_fold`."""
     if not can_fold(norm, activation):
         return activation(norm(x))
-    scale, shift = _affine(norm)
-    return affine_aglu(x, scale, shift, activation.lambda_param, activation.kappa_param)
+    *statistics, of_batch = _statistics(norm, x)
+    lam, kappa, slope, bound = _parameters(activation)
+    return norm_aglu(
+        *(x, *statistics, lam, kappa),
+        negative_slope=slope,
+        max_value=bound,
+        batch_statistics=of_batch,
+    )
 
 
 def norm_add_activation(
@@ -38,47 +46,44 @@ def norm_add_activation(
     One operation for all of it; a norm that ends ``downsample`` is part of it too.
     ``can_fold(norm, activation)`` must hold.
     """
-    scale, shift = _affine(norm)
+    if attention is not None and _uses_batch(norm):
+        # The gate depends on the statistics: its gradient goes through them as well.
+        out = attention(norm(x))
+        out += identity if downsample is None else downsample(identity)
+        return activation(out)
+    weight, bias, mean, var, eps, of_batch = _statistics(norm, x)
+    gate = None
     if attention is not None:
         # The spatial mean of norm(x) is the norm of the mean.
-        factors = attention.gate_of(torch.addcmul(shift, x.mean((2, 3)), scale))
-        scale, shift = factors * scale, factors * shift
-    identity_scale = identity_shift = None
-    if downsample is not None and is_plain(downsample) and _is_fixed(downsample[-1]):
+        squeezed = F.batch_norm(x.mean((2, 3)), mean, var, weight, bias, eps=eps)
+        gate = attention.gate_of(squeezed)
+    *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
+    if downsample is not None and is_plain(downsample) and _can_fold(downsample[-1]):
         *layers, last = downsample
         for layer in layers:
             identity = layer(identity)
-        identity_scale, identity_shift = _affine(last)
+        *identity_norm, identity_of_batch = _statistics(last, identity)
     elif downsample is not None:
         identity = downsample(identity)
-    return affine_aglu(
-        x,
-        scale,
-        shift,
-        activation.lambda_param,
-        activation.kappa_param,
-        identity,
-        identity_scale,
-        identity_shift,
+    lam, kappa, slope, bound = _parameters(activation)
+    return norm_aglu(
+        *(x, weight, bias, mean, var, eps, lam, kappa, gate, identity),
+        *(*identity_norm, slope, bound, of_batch, identity_of_batch),
     )
 
 
 def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
     """Tell whether a norm and the activation after it can be one operation.
 
-    They can while a graph is recorded for backward, if the norm is a batch norm in
-    evaluation mode, the activation a plain AGLU, neither has a hook, and the plain
-    implementation was not asked for.
+    They can if the norm is a batch norm whose statistics no other process shares, the
+    activation an AGLU, neither has a hook, and the plain implementation was not asked
+    for. A trace keeps them apart: operations are counted and exported one by one.
     """
     return (
-        torch.is_grad_enabled()
-        and wanted() != "plain"
-        and not torch.compiler.is_compiling()
+        wanted() != "plain"
         and not torch.jit.is_tracing()
-        and _is_fixed(norm)
+        and _can_fold(norm)
         and type(activation) is AGLU
-        and not activation.negative_slope
-        and activation.max_value is None
         and activation.channel_dim in (None, 1)
         and is_plain(activation)
     )
@@ -95,20 +100,51 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-def _is_fixed(norm: nn.Module) -> bool:
-    """Tell whether a module is a batch norm that uses its running statistics."""
+def _can_fold(norm: nn.Module) -> bool:
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not is_plain(norm):
+        return False
+    if not _uses_batch(norm):
+        return True
+    if torch.compiler.is_compiling():  # which makes one kernel of them by itself
+        return False
+    is_synced = type(norm) is nn.SyncBatchNorm
+    return not (is_synced and dist.is_available() and dist.is_initialized())
+
+
+def _uses_batch(norm: nn.Module) -> bool:
+    """Tell whether a batch norm uses its batch's statistics, as torch decides it."""
+    return norm.training or (norm.running_mean is None and norm.running_var is None)
+
+
+def _statistics(norm: nn.Module, x: Tensor) -> tuple:
+    """Return a batch norm's weight, bias, mean, var and eps, and whether of the batch.
+
+    As the module does, it updates the running statistics.
+    """
+    if not _uses_batch(norm):
+        statistics = norm.running_mean, norm.running_var
+        return norm.weight, norm.bias, *statistics, norm.eps, False
+    if x.numel() == x.shape[1]:
+        raise ValueError(
+            f"a batch norm in training needs more than one value per channel, got an "
+            f"input of shape {tuple(x.shape)}"
+        )
+    running, momentum = (None, None), norm.momentum or 0.0
+    if norm.training and norm.track_running_stats:
+        running = norm.running_mean, norm.running_var
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:  # a cumulative average
+                momentum = 1.0 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        mean, var = torch.batch_norm_update_stats(x, *running, momentum)
+    return norm.weight, norm.bias, mean, var, norm.eps, True
+
+
+def _parameters(activation: AGLU) -> tuple[Tensor, Tensor, float, float | None]:
     return (
-        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        and not norm.training
-        and norm.running_mean is not None
-        and is_plain(norm)
+        activation.lambda_param,
+        activation.kappa_param,
+        activation.negative_slope,
+        activation.max_value,
     )
-
-
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift, shape (C,), of a batch norm with fixed statistics."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = norm.weight * scale
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else norm.bias + shift

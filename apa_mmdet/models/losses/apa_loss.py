@@ -95,6 +95,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
         self.register_buffer("class_frequency", torch.zeros(num_classes))
+        self._has_frequency = False  # known without looking, which waits for a GPU
 
     def init_weights(self) -> None:
         """Refuse to start training if class frequencies are needed and missing.
@@ -111,6 +112,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         # It describes the data and is not a weight; published checkpoints lack it.
         state_dict.setdefault(prefix + "class_frequency", self.class_frequency)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._has_frequency = bool(self.class_frequency.any())
 
     def set_class_frequency(self, frequency: Tensor) -> None:
         """Set ``class_frequency``.
@@ -134,6 +136,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
                 f"got values from {frequency.min():g} to {frequency.max():g}"
             )
         self.class_frequency.copy_(frequency)
+        self._has_frequency = True
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Return scores (N, C + 1) in float32; the last one, of background, is 0."""
@@ -164,47 +167,33 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         """
         reduction = reduction_override or self.reduction
         _check_reduction(reduction)
+        rows = (labels >= 0).to(self.class_frequency.dtype)
+        self._require_frequency()
+        rare = None
+        if self.rare_threshold is not None:
+            rare = self.class_frequency < self.rare_threshold
         loss = self.loss_weight * apa_cross_entropy(
             cls_score,
             labels,
             self.lambda_param,
             self.kappa_param,
-            weight=self._weights(labels, weight),
+            weight=(rows if weight is None else rows * weight)[:, None],
             max_slope=_MAX_SLOPE,
+            rare=rare,
+            reduction="none" if reduction == "none" else "sum",
         )
-        if reduction == "none":
+        if reduction != "mean":
             return loss
-        if reduction == "sum":
-            return loss.sum()
-        return loss.sum() / (max(len(labels), 1) if avg_factor is None else avg_factor)
+        return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
 
     def _foreground(self, labels: Tensor) -> Tensor:
         return (labels >= 0) & (labels < self.num_classes)
 
-    def _weights(self, labels: Tensor, weight: Tensor | None) -> Tensor:
-        """Return factors that broadcast to (N, C)."""
-        rows = (labels >= 0).to(self.class_frequency.dtype)
-        if weight is not None:
-            rows = rows * weight
-        if self.rare_threshold is None:
-            return rows[:, None]
-        return rows[:, None] * self._kept(labels)
-
-    def _kept(self, labels: Tensor) -> Tensor:
-        """Return (N, C), False where a rare class's negative is dropped."""
-        self._require_frequency()
-        rare = self.class_frequency < self.rare_threshold
-        foreground = self._foreground(labels)
-        shown = rare[labels.clamp(0, self.num_classes - 1)] & foreground
-        ratio = shown.sum() / foreground.sum().clamp(min=1)
-        drawn = torch.rand(len(labels), self.num_classes, device=labels.device) < ratio
-        kept = ~rare | (drawn & ~foreground[:, None])
-        rows = foreground.nonzero().squeeze(1)
-        kept[rows, labels[rows]] = True
-        return kept
-
     def _require_frequency(self) -> None:
-        if self.rare_threshold is not None and not self.class_frequency.any():
+        if self.rare_threshold is None or self._has_frequency:
+            return
+        self._has_frequency = bool(self.class_frequency.any())
+        if not self._has_frequency:
             raise RuntimeError(
                 f"APALoss(rare_threshold={self.rare_threshold}) needs the training "
                 f"data's class frequencies and has none. Add "

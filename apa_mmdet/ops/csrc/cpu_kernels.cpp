@@ -1,7 +1,7 @@
 // AGLU and APA on a CPU, forward and backward in one pass over memory each.
 //
-// y = APA(x), or z * APA(z) with z = x, or scale * x + shift, or the same +
-// residual_scale * residual.
+// y = APA(z), or AGLU(z) with slope and bound; z = x, or scale * (x - center) + shift,
+// or the same + residual_scale * (residual - residual_center).
 // Notation as in formula.py. With t = ln(lam) - kappa * z and E = exp(-|t|):
 //
 //   L = max(t, 0) + ln(1 + E), APA = exp(-L / lam)
@@ -9,14 +9,12 @@
 //   ln(1 + E) = 2y + 2y^3 * (1/3 + y^2/5 + y^4/7 + ...),  y = E / (2 + E) <= 1/3
 //   L - s = E^2 / ((1 + E) * (2 + E)) + 2y^3 * (...) for t <= 0, where it would cancel
 //
-// so that two exponentials, and in backward one division, are all an element costs.
-// Below lam = 1e-4, zero included, the same with E = exp(-kappa * z) and w = lam * E, by
-// series in w: where w is not small, APA is 0.
-// "lb" is the logarithm to base 2; kappa comes as lb_kappa = kappa / ln(2). Sums over
-// elements are formed in chunks whose bounds depend on the shape alone, so that they do
+// so that an element costs two exponentials and, in backward, one division. Below
+// lam = 1e-4, including zero, the same is formed from E = exp(-kappa * z) and
+// w = lam * E by series in w: where w is not small, APA is 0.
+// "lb" is the logarithm to base 2; kappa is passed as lb_kappa = kappa / ln(2). Sums
+// over elements are formed in chunks whose bounds depend on the shape only, so they do
 // not depend on the number of threads.
-//
-// No header of torch is used: the file compiles in seconds and is called by ctypes.
 
 #include <algorithm>
 #include <cstdint>
@@ -26,17 +24,17 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu_kernels.h"
+
+namespace apa::cpu {
 namespace {
 
 // A call that is not inlined keeps the loop around it from being vectorized.
 #define INLINE inline __attribute__((always_inline))
 
-using Index = std::int64_t;
-
 constexpr Index kChunk = 1 << 13;  // elements worked on at a time by one thread
 constexpr Index kMaxChunks = 256;  // of rows, where each chunk has sums per channel
 constexpr float kFar = 125.0f;     // 2^-126 is the smallest normal number
-constexpr int kSums = 5;
 
 // Subnormal numbers take a CPU a hundred times longer; a ReLU-like kappa makes many.
 struct FlushSubnormals {
@@ -66,10 +64,10 @@ inline void store(float value, BFloat16* to) {
   to->bits = static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0);
 }
 
-// 2^-x for x >= 0, 0 beyond kFar. The integer part goes to the exponent's bits; the
+// 2^-x for x >= 0, 0 beyond kFar, NaN of NaN. The integer part goes to the exponent's bits; the
 // polynomial is fitted to 2^f on [-1/2, 1/2], to 2e-8 relative.
 INLINE float exp2_neg(float x) {
-  const float held = x < kFar ? x : kFar;
+  const float held = x > kFar ? kFar : x;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = magic - held;
   const float f = (magic - shifted) - held;
@@ -85,7 +83,7 @@ INLINE float exp2_neg(float x) {
   std::memcpy(&bits, &p, 4);
   bits += power << 23;
   std::memcpy(&p, &bits, 4);
-  return x < kFar ? p : 0.0f;
+  return x >= kFar ? 0.0f : p;
 }
 
 // APA(z). ln(1 + E) is a polynomial of degree 9 on [0, 1], to 5e-8 relative.
@@ -105,15 +103,12 @@ INLINE float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   return exp2_neg(L * inv_lam);
 }
 
-// The first coefficient of a channel with lam < 1e-4 (_SMALL_LAM of cpu_kernels.py),
-// whose second one is lam.
-constexpr float kIsSmall = 1e9f;  // log2(lam) of no float
 
 // E = exp(-kappa * z), held where APA is 0 for every lam < 1e-4: then
 // w = lam * E < 0.0128, and four terms of a series in w are exact to rounding.
 INLINE float small_exp(float z, float lb_kappa) {
   const float t = -lb_kappa * z;
-  return 128.0f * exp2_neg(t < 7.0f ? 7.0f - t : 0.0f);
+  return 128.0f * exp2_neg(t >= 7.0f ? 0.0f : 7.0f - t);
 }
 // ln(1 + w) / lam in base 2.
 INLINE float small_log(float E, float w) {
@@ -128,26 +123,36 @@ INLINE float small_apa(float z, float lam, float lb_kappa) {
 // Which lam a run of elements has: none, all or some of them below 1e-4.
 enum Lam { kUsual, kSmall, kMixed };
 
-// What is computed; as in cpu_kernels.py. From kAffine on, x is scaled and shifted.
-enum Form { kApa, kAglu, kAffine, kResidual };
+constexpr bool is_affine(Form form) { return form >= kAffine; }
+constexpr bool has_residual(Form form) { return form >= kResidual; }
+constexpr bool is_bent(Form form) {
+  return form == kAgluBent || form == kAffineBent || form == kResidualBent;
+}
 
-// Coefficients of a run of elements: one value each, or one per element.
-struct Coefficients {
-  const float *lb_lam, *inv_lam, *lb_kappa, *scale, *shift, *residual_scale;
-  Coefficients at(Index channel, Index row) const {
-    const auto by = [](const float* p, Index i) { return p ? p + i : nullptr; };
-    return {lb_lam + channel, inv_lam + channel, lb_kappa + channel,
-            by(scale, row),   by(shift, row),    by(residual_scale, channel)};
-  }
+// z, and what it is made of, centered.
+struct Input {
+  float z, x, residual;
 };
 
 template <Form kForm, bool kEach, typename T>
-INLINE float input(const T* x, const T* residual, const Coefficients& c, Index i) {
+INLINE Input input(const T* x, const T* residual, const Coefficients& c, Index i) {
   const Index k = kEach ? i : 0;
-  float z = load(x[i]);
-  if (kForm >= kAffine) z = c.scale[k] * z + c.shift[k];
-  if (kForm == kResidual) z += c.residual_scale[k] * load(residual[i]);
-  return z;
+  Input in{load(x[i]), 0, 0};
+  if (is_affine(kForm)) {
+    in.x = in.z - c.center[k];
+    in.z = c.scale[k] * in.x + c.shift[k];
+  }
+  if (has_residual(kForm)) {
+    in.residual = load(residual[i]) - c.residual_center[k];
+    in.z += c.residual_scale[k] * in.residual;
+  }
+  return in;
+}
+
+// AGLU with slope, before the bound.
+INLINE float bent(float z, float p, float slope) {
+  const float y = z * p;
+  return y + slope * (z - y);
 }
 
 // A core meets the next cache line too late: the arithmetic of one fills its window. So
@@ -166,15 +171,19 @@ INLINE void forward_block(
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
     const Index k = kEach ? i : 0;
-    const float z = input<kForm, kEach>(x, residual, c, i);
+    const float z = input<kForm, kEach>(x, residual, c, i).z;
     float p = kLam == kSmall ? small_apa(z, c.inv_lam[k], c.lb_kappa[k])
                              : apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
     if (kLam == kMixed) {
       const float other = small_apa(z, c.inv_lam[k], c.lb_kappa[k]);
       p = c.lb_lam[k] == kIsSmall ? other : p;
     }
-    // Comparisons have hidden what is not a number.
-    store(kForm == kApa ? (z == z ? p : z) : z * p, out + i);
+    float y = kForm == kApa ? (z == z ? p : z) : z * p;
+    if (is_bent(kForm)) {
+      y = bent(z, p, c.slope);
+      y = y > c.bound ? c.bound : y;
+    }
+    store(y, out + i);
   }
 }
 
@@ -184,7 +193,7 @@ void forward_blocks(const T* x, const T* residual, T* out, const Coefficients c,
   Index i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     fetch<kBlock>(x + i);
-    if (kForm == kResidual) fetch<kBlock>(residual + i);
+    if (has_residual(kForm)) fetch<kBlock>(residual + i);
     forward_block<kForm, false, kLam>(x + i, residual + i, out + i, c, kBlock);
   }
   forward_block<kForm, false, kLam>(x + i, residual + i, out + i, c, n - i);
@@ -206,7 +215,7 @@ template <bool kNeedParams>
 INLINE Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
   constexpr float kLn2 = 0.6931472f, kLb = 1.442695f;
   float t = lb_lam - lb_kappa * z;
-  t = t < 1e6f ? t : 1e6f;  // APA is 0 long before, and L stays finite
+  t = t > 1e25f ? 1e25f : t;  // APA is 0 long before, and L stays finite
   const float E = exp2_neg(t < 0 ? -t : t);
   const float q = 1.0f / ((1.0f + E) * (2.0f + E));
   const float inverse = (2.0f + E) * q;  // 1 / (1 + E)
@@ -218,52 +227,60 @@ INLINE Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
   tail = tail * y2 + 0.6666664f;
   const float L = (t > 0 ? t : 0.0f) * kLn2 + (2.0f * y + y * y2 * tail);
   const bool is_left = t > 0;
-  Slopes found;
-  found.p = exp2_neg(L * (kLb * inv_lam));
-  found.s = (is_left ? inverse : E * inverse) * inv_lam;
-  found.m = 0;
+  Slopes of;
+  of.p = exp2_neg(L * (kLb * inv_lam));
+  of.s = (is_left ? inverse : E * inverse) * inv_lam;
+  of.m = 0;
   if (kNeedParams) {
     // E^2 alone may be below all numbers where E^2 / lam^2 is not.
     const float e = E * inv_lam, v = y * inv_lam;
     const float m = e * e * q + v * v * (y * tail);
-    found.m = is_left ? (L * inv_lam - found.s) * inv_lam : m;
+    of.m = is_left ? (L * inv_lam - of.s) * inv_lam : m;
   }
-  return found;
+  return of;
 }
 
 template <bool kNeedParams>
 INLINE Slopes small_slopes(float z, float lam, float lb_kappa) {
   const float E = small_exp(z, lb_kappa), w = lam * E;
-  Slopes found;
-  found.p = exp2_neg(small_log(E, w));
-  found.s = E * (1.0f - w * (1.0f - w * (1.0f - w * (1.0f - w))));
-  found.m = 0;
+  Slopes of;
+  of.p = exp2_neg(small_log(E, w));
+  of.s = E * (1.0f - w * (1.0f - w * (1.0f - w * (1.0f - w))));
+  of.m = 0;
   if (kNeedParams)
-    found.m = E * E * (0.5f - w * (0.6666667f - w * (0.75f - w * 0.8f)));
-  return found;
+    of.m = E * E * (0.5f - w * (0.6666667f - w * (0.75f - w * 0.8f)));
+  return of;
 }
 
 // Gradients of z, and of each element's lam and kappa.
 template <Form kForm, bool kNeedParams, Lam kLam>
 INLINE void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
-                     float* grad_z, float* lam, float* kappa) {
+                     float slope, float bound, float* grad_z, float* lam,
+                     float* kappa) {
   constexpr float kLn2 = 0.6931472f;
-  Slopes found = kLam == kSmall ? small_slopes<kNeedParams>(z, inv_lam, lb_kappa)
-                                : slopes<kNeedParams>(z, lb_lam, lb_kappa, inv_lam);
+  Slopes of = kLam == kSmall ? small_slopes<kNeedParams>(z, inv_lam, lb_kappa)
+                             : slopes<kNeedParams>(z, lb_lam, lb_kappa, inv_lam);
   if (kLam == kMixed) {
     const Slopes other = small_slopes<kNeedParams>(z, inv_lam, lb_kappa);
     const bool is_small = lb_lam == kIsSmall;
-    found.p = is_small ? other.p : found.p;
-    found.s = is_small ? other.s : found.s;
-    found.m = is_small ? other.m : found.m;
+    of.p = is_small ? other.p : of.p;
+    of.s = is_small ? other.s : of.s;
+    of.m = is_small ? other.m : of.m;
   }
-  float gp = grad * found.p;
+  float straight = 0;
+  if (is_bent(kForm)) {
+    grad = bent(z, of.p, slope) > bound ? 0.0f : grad;
+    straight = slope * grad;
+    grad -= straight;
+  }
+  float gp = grad * of.p;
   if (kForm == kApa) gp = z == z ? gp : z;
   const float gpz = kForm == kApa ? gp : gp * z;
-  const float gpzs = gpz * found.s;
+  const float gpzs = gpz * of.s;
   *grad_z = (kForm == kApa ? 0.0f : gp) + gpzs * (kLn2 * lb_kappa);
+  if (is_bent(kForm)) *grad_z += straight;
   if (kNeedParams) {
-    *lam = gpz * found.m;
+    *lam = gpz * of.m;
     *kappa = gpzs * z;
   }
 }
@@ -275,30 +292,30 @@ __attribute__((noinline)) void backward_block(
     const Coefficients c, Index n, double* sums) {
   float lam = 0, kappa = 0, shift = 0, scale = 0, residual_scale = 0;
   const float lb_lam = *c.lb_lam, inv_lam = *c.inv_lam, lb_kappa = *c.lb_kappa;
-  const float a = kForm >= kAffine ? *c.scale : 1.0f;
-  const float b = kForm == kResidual ? *c.residual_scale : 1.0f;
+  const float a = is_affine(kForm) ? *c.scale : 1.0f;
+  const float b = has_residual(kForm) ? *c.residual_scale : 1.0f;
 #pragma omp simd reduction(+ : lam, kappa, shift, scale, residual_scale)
   for (Index i = 0; i < n; ++i) {
-    const float z = input<kForm, false>(x, residual, c, i);
+    const Input in = input<kForm, false>(x, residual, c, i);
     float gz, gl = 0, gk = 0;
-    gradient<kForm, kNeedParams, kLam>(z, load(grad[i]), lb_lam, lb_kappa, inv_lam,
-                                       &gz, &gl, &gk);
+    gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), lb_lam, lb_kappa, inv_lam,
+                                       c.slope, c.bound, &gz, &gl, &gk);
     if (kNeedParams) {
       lam += gl;
       kappa += gk;
     }
-    if (kForm >= kAffine) {
+    if (is_affine(kForm)) {
       shift += gz;
-      scale += gz * load(x[i]);
+      scale += gz * in.x;
     }
-    if (kForm == kResidual) {
-      residual_scale += gz * load(residual[i]);
+    if (has_residual(kForm)) {
+      residual_scale += gz * in.residual;
       store(gz * b, grad_residual + i);
     }
     store(gz * a, grad_x + i);
   }
-  const float found[kSums] = {lam, kappa, shift, scale, residual_scale};
-  for (int i = 0; i < kSums; ++i) sums[i] += found[i];
+  const float totals[kSums] = {lam, kappa, shift, scale, residual_scale};
+  for (int i = 0; i < kSums; ++i) sums[i] += totals[i];
 }
 
 template <Form kForm, bool kNeedParams, Lam kLam, typename T>
@@ -309,7 +326,7 @@ void backward_blocks(const T* x, const T* residual, const T* grad, T* grad_x,
   for (; i + kSumBlock <= n; i += kSumBlock) {
     fetch<kSumBlock>(x + i);
     fetch<kSumBlock>(grad + i);
-    if (kForm == kResidual) fetch<kSumBlock>(residual + i);
+    if (has_residual(kForm)) fetch<kSumBlock>(residual + i);
     block(x + i, residual + i, grad + i, grad_x + i, grad_residual + i, c, kSumBlock,
           sums);
   }
@@ -332,39 +349,25 @@ void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
                    T* grad_residual, const Coefficients c, Index n, float* sums) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
-    const float z = input<kForm, true>(x, residual, c, i);
+    const Input in = input<kForm, true>(x, residual, c, i);
     float gz, gl = 0, gk = 0;
-    gradient<kForm, kNeedParams, kLam>(z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i],
-                                       c.inv_lam[i], &gz, &gl, &gk);
+    gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i],
+                                       c.inv_lam[i], c.slope, c.bound, &gz, &gl, &gk);
     if (kNeedParams) {
       sums[i] += gl;
       sums[n + i] += gk;
     }
-    if (kForm >= kAffine) {
+    if (is_affine(kForm)) {
       sums[2 * n + i] += gz;
-      sums[3 * n + i] += gz * load(x[i]);
+      sums[3 * n + i] += gz * in.x;
     }
-    if (kForm == kResidual) {
-      sums[4 * n + i] += gz * load(residual[i]);
+    if (has_residual(kForm)) {
+      sums[4 * n + i] += gz * in.residual;
       store(gz * c.residual_scale[i], grad_residual + i);
     }
-    store(gz * (kForm >= kAffine ? c.scale[i] : 1.0f), grad_x + i);
+    store(gz * (is_affine(kForm) ? c.scale[i] : 1.0f), grad_x + i);
   }
 }
-
-struct Call {
-  const void *x, *residual, *grad;
-  void *out, *grad_residual;
-  const float *lb_lam, *inv_lam, *lb_kappa, *scale, *shift, *residual_scale;
-  double* sums;  // (5, batch, channels)
-  Index batch, channels, inner;
-  // channels_last: memory is (batch, inner, channels), else (batch, channels, inner).
-  std::int32_t channels_last, form, need_params, threads, backward;
-
-  Coefficients coefficients() const {
-    return {lb_lam, inv_lam, lb_kappa, scale, shift, residual_scale};
-  }
-};
 
 template <typename T>
 const T* offset(const void* p, Index by) {
@@ -389,7 +392,7 @@ void by_runs(const Call& call) {
       const Index row = chunk / per_row, begin = chunk % per_row * kChunk;
       const Index n = std::min(kChunk, call.inner - begin);
       const Index from = row * call.inner + begin;
-      const Coefficients c = call.coefficients().at(row % call.channels, row);
+      const Coefficients c = call.coefficients.at(row % call.channels, row);
       const T *x = offset<T>(call.x, from), *residual = offset<T>(call.residual, from);
       T* out = offset<T>(call.out, from);
       if (call.backward) {
@@ -423,7 +426,7 @@ void by_pixels(const Call& call) {
     for (Index chunk = 0; chunk < chunks; ++chunk) {
       const Index image = chunk / per_image, begin = chunk % per_image * pixels;
       const Index end = std::min(begin + pixels, call.inner);
-      const Coefficients c = call.coefficients().at(0, image * C);
+      const Coefficients c = call.coefficients.at(0, image * C);
       for (Index pixel = begin; pixel < end; ++pixel) {
         const Index from = (image * call.inner + pixel) * C;
         const T *x = offset<T>(call.x, from);
@@ -450,8 +453,8 @@ void by_pixels(const Call& call) {
 template <Form kForm, bool kNeedParams, typename T>
 void by_layout(const Call& call) {
   if (!call.channels_last) return by_runs<kForm, kNeedParams, T>(call);
-  const bool any_small = std::find(call.lb_lam, call.lb_lam + call.channels,
-                                   kIsSmall) != call.lb_lam + call.channels;
+  const float *first = call.coefficients.lb_lam, *last = first + call.channels;
+  const bool any_small = std::find(first, last, kIsSmall) != last;
   any_small ? by_pixels<kForm, true, kMixed, T>(call)
             : by_pixels<kForm, kNeedParams, kUsual, T>(call);
 }
@@ -463,13 +466,20 @@ void by_need(const Call& call) {
 
 template <typename T>
 void by_form(const Call& call) {
-  if (call.form == kApa) by_need<kApa, T>(call);
-  if (call.form == kAglu) by_need<kAglu, T>(call);
-  if (call.form == kAffine) by_need<kAffine, T>(call);
-  if (call.form == kResidual) by_need<kResidual, T>(call);
+  switch (call.form) {
+    case kApa: return by_need<kApa, T>(call);
+    case kAglu: return by_need<kAglu, T>(call);
+    case kAgluBent: return by_need<kAgluBent, T>(call);
+    case kAffine: return by_need<kAffine, T>(call);
+    case kAffineBent: return by_need<kAffineBent, T>(call);
+    case kResidual: return by_need<kResidual, T>(call);
+    case kResidualBent: return by_need<kResidualBent, T>(call);
+  }
 }
 
 }  // namespace
 
-extern "C" void apa_mmdet_float32(const Call* call) { by_form<float>(*call); }
-extern "C" void apa_mmdet_bfloat16(const Call* call) { by_form<BFloat16>(*call); }
+void run_float32(const Call& call) { by_form<float>(call); }
+void run_bfloat16(const Call& call) { by_form<BFloat16>(call); }
+
+}  // namespace apa::cpu

@@ -1,0 +1,313 @@
+// The activations on a GPU: how a tensor is cut into tiles, and what is launched.
+// The kernels are those of apa_mmdet/ops/triton_activation.py.
+
+#include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <algorithm>
+
+#include "arguments.h"
+#include "gpu_launch.h"
+#include "gpu_reduce.h"
+
+namespace apa {
+namespace {
+
+// Arguments and constants in each kernel's own order.
+namespace forward {
+enum { x, residual, out, lam, kappa, weight, bias, mean, var, gate, r_weight, r_bias,
+       r_mean, r_var, eps, r_eps, slope, bound, channels, inner, steps, rows };
+const Kernel kernel{
+    "forward_kernel",
+    {"x", "residual", "out", "lam", "kappa", "weight", "bias", "mean", "var", "gate",
+     "r_weight", "r_bias", "r_mean", "r_var", "eps", "r_eps", "slope", "bound",
+     "channels", "inner", "steps", "rows"},
+    {"FLAGS", "LAM_EACH", "KAPPA_EACH", "LOG_C", "LOG_I", "WARPS"},
+    0};
+}  // namespace forward
+
+namespace backward {
+enum { x, residual, grad, grad_x, grad_residual, sums, lam, kappa, weight, bias, mean,
+       var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound, channels,
+       inner, steps, rows, sums_stride };
+const Kernel kernel{
+    "backward_kernel",
+    {"x", "residual", "grad", "grad_x", "grad_residual", "sums", "lam", "kappa",
+     "weight", "bias", "mean", "var", "gate", "r_weight", "r_bias", "r_mean", "r_var",
+     "eps", "r_eps", "slope", "bound", "channels", "inner", "steps", "rows",
+     "sums_stride"},
+    {"FLAGS", "LAM_EACH", "KAPPA_EACH", "SUM_PARAMS", "SUM_NORM", "LOG_C", "LOG_I",
+     "WARPS"},
+    1};
+}  // namespace backward
+
+constexpr int64_t kTile = 1024;  // elements; 8 for each thread of 4 warps
+constexpr int kWarps = 4;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int log2_of(int64_t power) { return 63 - __builtin_clzll(power); }
+
+// Whether neighbours in memory are those of the axis, as in NHWC.
+bool is_side_by_side(const Tensor& x, int64_t axis) {
+  int64_t expected = x.size(axis);
+  if (expected != 1 && x.stride(axis) != 1) return false;
+  for (int64_t i = x.dim() - 1; i >= 0; --i) {
+    if (i == axis) continue;
+    if (x.size(i) != 1 && x.stride(i) != expected) return false;
+    expected *= x.size(i);
+  }
+  return true;
+}
+
+// Strides count only where there is more than one element.
+bool has_layout_of(const Tensor& tensor, const Tensor& x) {
+  for (int64_t i = 0; i < x.dim(); ++i)
+    if (x.size(i) > 1 && tensor.stride(i) != x.stride(i)) return false;
+  return true;
+}
+
+bool is_aligned(const Tensor& tensor) {
+  return !tensor.defined() ||
+         reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+
+// A parameter as the kernels read it.
+Tensor packed(const Tensor& small) {
+  if (!small.defined()) return small;
+  return (small.scalar_type() == at::kDouble ? small.to(at::kFloat) : small).contiguous();
+}
+
+// The smallest block that wastes at most a fifth, or else the one that wastes least.
+int64_t choose_block(int64_t size, std::initializer_list<int64_t> blocks) {
+  int64_t best = 0, best_padded = 0;
+  for (int64_t block : blocks) {  // the largest first
+    const int64_t padded = divide_up(size, block) * block;
+    if (4 * padded <= 5 * size) return block;
+    if (best == 0 || padded < best_padded) best = block, best_padded = padded;
+  }
+  return best;
+}
+
+// How a tensor is cut into tiles.
+struct Plan {
+  Tensor x;  // the input without holes
+  bool flat = false, pixels = false;
+  int64_t batch = 1, channels = 1, inner, block_c = 1, block_i = kTile;
+  int64_t tiles, steps, rows;  // tiles along inner; a program's; programs along inner
+
+  Plan(const Arguments& a, bool is_backward) {
+    x = a.x;
+    const bool each = x.dim() && (a.norm.defined() || a.lam.size(0) > 1 ||
+                                  a.kappa.size(0) > 1);
+    flat = !each;
+    if (flat) {
+      if (!x.is_non_overlapping_and_dense()) x = at::empty_like(x).copy_(x);
+      inner = x.numel();
+    } else {
+      pixels = cut_by_channel(a);
+    }
+    tiles = divide_up(inner, block_i);
+    const int64_t all = batch * divide_up(channels, block_c) * tiles;
+    // Many programs fill a GPU evenly; few share what each of them must prepare, and
+    // leave few sums, above all where each program has those of many channels.
+    steps = std::clamp<int64_t>(all / gpu_programs(), 1, 16);
+    if (is_backward) {
+      const int64_t most = pixels ? gpu_programs() / 2 : gpu_programs() * 2;
+      steps = std::max(steps, divide_up(all, std::max<int64_t>(most, 1)));
+    }
+    steps = std::min(steps, std::max<int64_t>(tiles, 1));
+    rows = divide_up(tiles, steps);
+    if (rows) steps = divide_up(tiles, rows);
+  }
+
+  bool cut_by_channel(const Arguments& a) {
+    const int64_t axis = a.axis;
+    if (!x.is_contiguous() && !is_side_by_side(x, axis)) {
+      x = at::empty_like(x).copy_(x);
+      if (!is_side_by_side(x, axis)) x = x.contiguous();
+    }
+    int64_t before = 1, after = 1;
+    for (int64_t i = 0; i < axis; ++i) before *= x.size(i);
+    for (int64_t i = axis + 1; i < x.dim(); ++i) after *= x.size(i);
+    channels = x.size(axis);
+    const bool is_pixels = after == 1 || !x.is_contiguous();
+    if (is_pixels) {
+      batch = a.gate.defined() ? before : 1;
+      inner = a.gate.defined() ? after : before * after;
+      block_c = choose_block(channels, {256, 64, 32, 16});
+      block_i = kTile / block_c;
+    } else {
+      batch = before;
+      inner = after;
+      block_i = choose_block(inner, {1024, 64});
+      block_c = kTile / block_i;
+    }
+    return is_pixels;
+  }
+
+  int64_t programs() const { return batch * divide_up(channels, block_c) * rows; }
+
+  // A tensor of the shape of x in its dtype and layout; itself if it has them.
+  Tensor matched(const Tensor& tensor) const {
+    if (!tensor.defined()) return tensor;
+    if (tensor.scalar_type() == x.scalar_type() && has_layout_of(tensor, x))
+      return tensor;
+    return at::empty_like(x).copy_(tensor);
+  }
+
+  bool aligns(std::initializer_list<Tensor> tensors) const {
+    if ((pixels ? channels : inner) % 8) return false;
+    return std::all_of(tensors.begin(), tensors.end(), is_aligned);
+  }
+};
+
+// A result in the layout that belongs to its input, and in its dtype.
+Tensor as_like(const Tensor& result, const Tensor& input) {
+  if (!result.defined()) return result;
+  const bool same = result.scalar_type() == input.scalar_type();
+  if (same && result.strides() == input.strides()) return result;
+  Tensor out = at::empty_like(input);
+  return same && has_layout_of(out, result) ? result : out.copy_(result);
+}
+
+// The parameters that both kernels read, from the argument `lam` on.
+struct Parameters {
+  Tensor lam, kappa, weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var;
+  double eps, r_eps;
+
+  explicit Parameters(const Arguments& a)
+      : lam(packed(a.lam)), kappa(packed(a.kappa)), weight(packed(a.norm.weight)),
+        bias(packed(a.norm.bias)), mean(packed(a.norm.mean)), var(packed(a.norm.var)),
+        gate(packed(a.gate)), r_weight(packed(a.residual_norm.weight)),
+        r_bias(packed(a.residual_norm.bias)), r_mean(packed(a.residual_norm.mean)),
+        r_var(packed(a.residual_norm.var)), eps(a.norm.eps), r_eps(a.residual_norm.eps) {}
+
+  void set(Launch& launch, const Arguments& a, const Plan& plan, bool aligned,
+           int first) const {
+    int at = first;
+    for (const Tensor* each : {&lam, &kappa, &weight, &bias, &mean, &var, &gate,
+                               &r_weight, &r_bias, &r_mean, &r_var})
+      launch.tensor(at++, *each);
+    if (mean.defined()) launch.real(at, eps);
+    if (r_mean.defined()) launch.real(at + 1, r_eps);
+    if (a.slope != 0) launch.real(at + 2, a.slope);
+    if (a.bound != std::numeric_limits<double>::infinity())
+      launch.real(at + 3, a.bound);
+    launch.integer(at + 4, plan.channels, aligned && plan.pixels);
+    launch.integer(at + 5, plan.inner, aligned && !plan.pixels);
+    launch.integer(at + 6, plan.steps);
+    launch.integer(at + 7, plan.rows);
+  }
+};
+
+// The constants that gpu_variants.py calls FLAGS.
+int flags(const Arguments& a, const Plan& plan, bool sum_residual) {
+  const bool is_half = plan.x.scalar_type() != at::kFloat;
+  return (a.kind == Kind::kApa) | is_half << 1 | plan.flat << 2 | plan.pixels << 3 |
+         sum_residual << 4;
+}
+
+}  // namespace
+
+Tensor activation_gpu(const Arguments& a) {
+  const c10::OptionalDeviceGuard guard(a.x.device());
+  const Plan plan(a, false);
+  Tensor out = at::empty_like(plan.x);
+  if (out.numel()) {
+    const Tensor residual = plan.matched(a.residual);
+    const bool aligned = plan.aligns({plan.x, residual});
+    Launch launch(forward::kernel, plan.x);
+    launch.tensor(forward::x, plan.x, aligned);
+    launch.tensor(forward::residual, residual, aligned);
+    launch.tensor(forward::out, out, aligned);
+    const Parameters parameters(a);
+    parameters.set(launch, a, plan, aligned, forward::lam);
+    launch.constants({flags(a, plan, false), a.lam.size(0) > 1, a.kappa.size(0) > 1,
+                      log2_of(plan.block_c), log2_of(plan.block_i), kWarps});
+    launch.run(plan.programs());
+  }
+  return as_like(out, a.x);
+}
+
+Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
+                                  const Needs& needs) {
+  const c10::OptionalDeviceGuard guard(a.x.device());
+  const Plan plan(a, true);
+  const Tensor& x = plan.x;
+  const bool sum_params = needs.lam || needs.kappa;
+  const bool sum_norm = needs.weight || needs.bias || needs.gate;
+  const bool sum_residual = needs.r_weight || needs.r_bias;
+  const auto like = [&](bool needed, const Tensor& tensor) {
+    if (!needed) return Tensor();
+    return x.numel() ? at::empty(tensor.sizes(), tensor.options())
+                     : at::zeros(tensor.sizes(), tensor.options());
+  };
+  Gradients out{needs.x ? at::empty_like(x) : Tensor(),
+                like(needs.lam, a.lam),
+                like(needs.kappa, a.kappa),
+                like(needs.weight, a.norm.weight),
+                like(needs.bias, a.norm.bias),
+                like(needs.gate, a.gate),
+                needs.residual ? at::empty_like(x) : Tensor(),
+                like(needs.r_weight, a.residual_norm.weight),
+                like(needs.r_bias, a.residual_norm.bias)};
+  if (x.numel()) {
+    const int num_sums = sum_residual ? 5 : sum_norm ? 4 : sum_params ? 2 : 0;
+    const int64_t stride = plan.batch * plan.rows * plan.channels;
+    Tensor sums;
+    if (num_sums) sums = at::empty({num_sums * stride}, x.options().dtype(at::kFloat));
+    const Parameters parameters(a);
+    {
+      const Tensor residual = plan.matched(a.residual);
+      const Tensor grad = plan.matched(grad_output);
+      const bool aligned = plan.aligns({x, residual, grad});
+      Launch launch(backward::kernel, x);
+      launch.tensor(backward::x, x, aligned);
+      launch.tensor(backward::residual, residual, aligned);
+      launch.tensor(backward::grad, grad, aligned);
+      launch.tensor(backward::grad_x, out.x, aligned);
+      launch.tensor(backward::grad_residual, out.residual, aligned);
+      launch.tensor(backward::sums, sums);
+      parameters.set(launch, a, plan, aligned, backward::lam);
+      launch.wide(backward::sums_stride, stride);
+      launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1, a.kappa.size(0) > 1, sum_params,
+                        sum_norm, log2_of(plan.block_c), log2_of(plan.block_i),
+                        kWarps});
+      launch.run(plan.programs());
+    }
+    if (num_sums) {
+      // A gradient in float64 is written in float32 first.
+      const auto narrow = [](const Tensor& tensor) {
+        return tensor.defined() && tensor.scalar_type() == at::kDouble
+                   ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat))
+                   : tensor;
+      };
+      Reduction reduction;
+      reduction.sums = sums;
+      if (sum_norm) reduction.gate = parameters.gate;
+      if (needs.gate) {
+        reduction.weight = parameters.weight;
+        reduction.bias = parameters.bias;
+      }
+      const std::array<Tensor*, 7> wanted{&out.lam,  &out.kappa,    &out.weight,
+                                          &out.bias, &out.gate,     &out.r_weight,
+                                          &out.r_bias};
+      for (size_t i = 0; i < wanted.size(); ++i)
+        reduction.gradients[i] = narrow(*wanted[i]);
+      reduction.images = a.gate.defined() ? plan.batch : 1;
+      reduction.rows = a.gate.defined() ? plan.rows : plan.batch * plan.rows;
+      reduction.channels = plan.channels;
+      reduction.lam_each = a.lam.size(0) > 1;
+      reduction.kappa_each = a.kappa.size(0) > 1;
+      reduction.run();
+      for (size_t i = 0; i < wanted.size(); ++i)
+        if (!reduction.gradients[i].is_same(*wanted[i]))
+          wanted[i]->copy_(reduction.gradients[i]);
+    }
+  }
+  out.x = as_like(out.x, a.x);
+  if (needs.residual) out.residual = as_like(out.residual, a.residual);
+  return out;
+}
+
+}  // namespace apa

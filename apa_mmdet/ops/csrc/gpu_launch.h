@@ -1,0 +1,63 @@
+// One launch of a Triton kernel, from its named arguments to cuLaunchKernel.
+//
+// A kernel is compiled per variant: the type of each argument (absent is one), which of
+// them are aligned, and its constants. Python compiles a variant when it is first met
+// (apa_mmdet/ops/gpu_variants.py); from then on nothing here enters Python. Where a
+// variant cannot be launched from C++, Python launches it.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+
+namespace apa {
+
+// Whether tensors of the CPU take the path of a GPU, for tests: Python then stands in
+// for the launches.
+bool gpu_stand_in();
+
+// How many programs fill a GPU evenly; from twice as many tiles on, some share one.
+std::int64_t gpu_programs();
+
+// A kernel's name and that of its arguments and constants, in its own order.
+struct Kernel {
+  const char* name;
+  std::initializer_list<const char*> arguments;
+  std::initializer_list<const char*> constants;  // the last one is the number of warps
+  int id;
+};
+
+constexpr int kMaxArguments = 32;
+
+struct VariantKey {
+  std::array<std::uint64_t, 2> types{};  // four bits an argument
+  std::uint64_t constants = 0;           // eight bits each, powers of two as exponents
+  std::uint32_t aligned = 0;             // a bit an argument
+  std::uint16_t kernel = 0, device = 0;
+  bool operator==(const VariantKey& other) const {
+    return types == other.types && constants == other.constants &&
+           aligned == other.aligned && kernel == other.kernel && device == other.device;
+  }
+};
+
+class Launch {
+ public:
+  Launch(const Kernel& kernel, const at::Tensor& on);
+  // Arguments not set are absent. An aligned pointer is a multiple of 16 bytes; an
+  // aligned number a multiple of 8.
+  void tensor(int argument, const at::Tensor& value, bool aligned = false);
+  void real(int argument, double value);
+  void integer(int argument, std::int64_t value, bool aligned = false);
+  void wide(int argument, std::int64_t value);  // always 64 bits
+  void constants(std::initializer_list<int> values);
+  void run(std::int64_t programs);
+
+ private:
+  void type(int argument, std::uint64_t code, bool aligned);
+  const Kernel& kernel_;
+  VariantKey key_;
+  std::array<std::uint64_t, kMaxArguments> values_{};
+};
+
+}  // namespace apa

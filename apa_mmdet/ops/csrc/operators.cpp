@@ -1,0 +1,524 @@
+// The operators apa_mmdet::apa, ::aglu, ::norm_aglu and ::activation_backward: their
+// schemas, checks and autograd. What they compute is in the files for each device.
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+
+#include <array>
+
+#include "arguments.h"
+#include "gpu_launch.h"
+
+namespace apa {
+
+namespace {
+
+using c10::Dispatcher;
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+using Optional = std::optional<Tensor>;
+
+constexpr int kNumInputs = 9;  // that may need a gradient; as in Needs and Gradients
+using Mask = std::array<bool, kNumInputs>;
+using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                        Tensor>;
+
+// ---- Arguments, and what may be wrong with them
+
+// A shape as Python prints it.
+std::string shape(const Tensor& tensor) {
+  std::ostringstream text;
+  text << '(';
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text << (i ? ", " : "") << tensor.sym_size(i);
+  }
+  text << (tensor.dim() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+std::string dtype(const Tensor& tensor) {
+  return "torch." + std::string(c10::getDtypeNames(tensor.scalar_type()).first);
+}
+
+int64_t channel_axis(const Tensor& x, std::optional<int64_t> channel_dim) {
+  const int64_t dims = x.dim();
+  if (dims == 0) return 0;
+  if (channel_dim) {
+    TORCH_CHECK_VALUE(-dims <= *channel_dim && *channel_dim < dims,
+                      "channel_dim=", *channel_dim,
+                      " is not an axis of x with shape ", shape(x),
+                      "; give a value from ", -dims, " to ", dims - 1);
+    return *channel_dim < 0 ? *channel_dim + dims : *channel_dim;
+  }
+  return dims == 2 || dims == 4 || dims == 5 ? 1 : dims - 1;
+}
+
+void check_parameter(const char* name, const Tensor& parameter, const Tensor& x,
+                     int64_t axis) {
+  TORCH_CHECK_TYPE(at::isFloatingType(parameter.scalar_type()), name,
+                   " must be a floating-point tensor of shape (1,) or (C,), got ",
+                   dtype(parameter), "; convert it with ", name, ".float()");
+  if (parameter.dim() == 1 && parameter.sym_size(0) == 1) return;
+  const c10::SymInt channels = x.dim() ? x.sym_size(axis) : c10::SymInt(1);
+  TORCH_CHECK_VALUE(
+      parameter.dim() == 1 && parameter.sym_size(0) == channels, name, " has shape ",
+      shape(parameter), ", expected (1,) or (", channels, ",): x with shape ", shape(x),
+      " has ", channels, " channels on axis ", axis,
+      "; set num_parameters to that, or channel_dim to the axis that holds the "
+      "channels");
+}
+
+void check_device(const char* name, const Tensor& tensor, const Tensor& x) {
+  TORCH_CHECK_VALUE(tensor.device() == x.device(), name, " is on ", tensor.device(),
+                    " and x on ", x.device(), "; move both to one device");
+}
+
+void check_per_channel(const char* name, const Tensor& tensor, const Tensor& x) {
+  if (!tensor.defined()) return;
+  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), name,
+                   " must be a floating-point tensor, got ", dtype(tensor));
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_size(0) == x.sym_size(1), name,
+                    " has shape ", shape(tensor), ", expected (", x.sym_size(1),
+                    ",): x with shape ", shape(x), " has ", x.sym_size(1), " channels");
+  check_device(name, tensor, x);
+}
+
+void check_statistic(const char* name, const Tensor& tensor, const Tensor& x) {
+  check_per_channel(name, tensor, x);
+  TORCH_CHECK_VALUE(!tensor.defined() || !tensor.requires_grad(), name,
+                    " requires a gradient, expected a constant; use ", name,
+                    ".detach()");
+}
+
+void check_norm(const Arguments& a) {
+  const Tensor& x = a.x;
+  TORCH_CHECK_VALUE(x.dim() == 4, "x has shape ", shape(x), ", expected (N, C, H, W)");
+  check_per_channel("weight", a.norm.weight, x);
+  check_per_channel("bias", a.norm.bias, x);
+  check_statistic("mean", a.norm.mean, x);
+  check_statistic("var", a.norm.var, x);
+  if (a.gate.defined()) {
+    TORCH_CHECK_TYPE(at::isFloatingType(a.gate.scalar_type()),
+                     "gate must be a floating-point tensor, got ", dtype(a.gate));
+    TORCH_CHECK_VALUE(a.gate.dim() == 2 && a.gate.sym_size(0) == x.sym_size(0) &&
+                          a.gate.sym_size(1) == x.sym_size(1),
+                      "gate has shape ", shape(a.gate), ", expected (", x.sym_size(0),
+                      ", ", x.sym_size(1), "): images and channels of x with shape ",
+                      shape(x));
+    check_device("gate", a.gate, x);
+  }
+  if (a.residual.defined()) {
+    TORCH_CHECK_TYPE(at::isFloatingType(a.residual.scalar_type()),
+                     "residual must be a floating-point tensor, got ",
+                     dtype(a.residual));
+    TORCH_CHECK_VALUE(a.residual.sym_sizes().equals(x.sym_sizes()),
+                      "residual has shape ", shape(a.residual),
+                      ", expected that of x, ", shape(x));
+    check_device("residual", a.residual, x);
+  }
+  const Norm& other = a.residual_norm;
+  TORCH_CHECK_VALUE(other.mean.defined() == other.var.defined(),
+                    "residual_mean and residual_var go together, but one is None");
+  TORCH_CHECK_VALUE(a.residual.defined() || !other.defined(),
+                    "residual_mean is given, but residual is None; give both");
+  TORCH_CHECK_VALUE(
+      other.defined() || !(other.weight.defined() || other.bias.defined()),
+      "residual_weight or residual_bias is given, but residual_mean is None; give the "
+      "norm's mean and variance as well");
+  check_per_channel("residual_weight", other.weight, x);
+  check_per_channel("residual_bias", other.bias, x);
+  check_statistic("residual_mean", other.mean, x);
+  check_statistic("residual_var", other.var, x);
+}
+
+void check(const Arguments& a) {
+  const auto type = a.x.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
+                   "x must be a floating-point tensor (float16, bfloat16 or float32; "
+                   "apa_mmdet.ops also takes float64), got ",
+                   dtype(a.x), "; convert it with x.float()");
+  check_parameter("lam", a.lam, a.x, a.axis);
+  check_parameter("kappa", a.kappa, a.x, a.axis);
+  check_device("lam", a.lam, a.x);
+  check_device("kappa", a.kappa, a.x);
+  if (a.norm.defined()) check_norm(a);
+}
+
+Tensor tensor(const Optional& given) { return given ? *given : Tensor(); }
+Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
+
+constexpr double kUnbounded = std::numeric_limits<double>::infinity();
+
+Arguments pack_apa(const Tensor& x, const Tensor& lam, const Tensor& kappa,
+                   std::optional<int64_t> channel_dim) {
+  return {x, lam, kappa, Kind::kApa, channel_axis(x, channel_dim)};
+}
+
+Arguments pack_aglu(const Tensor& x, const Tensor& lam, const Tensor& kappa,
+                    std::optional<int64_t> channel_dim, double negative_slope,
+                    std::optional<double> max_value) {
+  return {x, lam, kappa, Kind::kAglu, channel_axis(x, channel_dim), negative_slope,
+          max_value.value_or(kUnbounded)};
+}
+
+Arguments pack_norm_aglu(
+    const Tensor& x, const Optional& weight, const Optional& bias, const Tensor& mean,
+    const Tensor& var, double eps, const Tensor& lam, const Tensor& kappa,
+    const Optional& gate, const Optional& residual, const Optional& residual_weight,
+    const Optional& residual_bias, const Optional& residual_mean,
+    const Optional& residual_var, double residual_eps, double negative_slope,
+    std::optional<double> max_value, bool of_batch, bool residual_of_batch) {
+  return {x, lam, kappa, Kind::kAglu, 1, negative_slope,
+          max_value.value_or(kUnbounded),
+          {tensor(weight), tensor(bias), mean, var, eps, of_batch},
+          tensor(gate), tensor(residual),
+          {tensor(residual_weight), tensor(residual_bias), tensor(residual_mean),
+           tensor(residual_var), residual_eps, residual_of_batch}};
+}
+
+// ---- Implementations for each device
+
+// Tests without a GPU send tensors of the CPU along its path.
+Tensor activation_host(const Arguments& a) {
+  return gpu_stand_in() ? activation_gpu(a) : activation_cpu(a);
+}
+Gradients activation_backward_host(const Arguments& a, const Tensor& grad,
+                                   const Needs& needs) {
+  return gpu_stand_in() ? activation_backward_gpu(a, grad, needs)
+                        : activation_backward_cpu(a, grad, needs);
+}
+
+Tensor activation_meta(const Arguments& a) { return at::empty_like(a.x); }
+
+Gradients activation_backward_meta(const Arguments& a, const Tensor&,
+                                   const Needs& needs) {
+  const auto like = [](bool needed, const Tensor& t) {
+    return needed ? at::empty_like(t) : Tensor();
+  };
+  return {like(needs.x, a.x),
+          like(needs.lam, a.lam),
+          like(needs.kappa, a.kappa),
+          like(needs.weight, a.norm.weight),
+          like(needs.bias, a.norm.bias),
+          like(needs.gate, a.gate),
+          like(needs.residual, a.residual),
+          like(needs.r_weight, a.residual_norm.weight),
+          like(needs.r_bias, a.residual_norm.bias)};
+}
+
+Tensor through_statistics_meta(const Tensor& grad_x, const Tensor&, const Norm&,
+                               const Tensor&, const Tensor&) {
+  return grad_x;
+}
+
+// The operator with the arguments of `pack`, computed by `implementation`.
+template <auto implementation, auto pack>
+struct Forward;
+template <auto implementation, typename... Args, Arguments (*pack)(Args...)>
+struct Forward<implementation, pack> {
+  static Tensor call(Args... args) {
+    const Arguments packed = pack(args...);
+    check(packed);
+    return implementation(packed);
+  }
+};
+
+// Where a norm uses its batch's statistics, needs the sums that complete the gradient
+// of its input, and has something to put them in.
+void prepare_statistics(Norm& norm, bool needed, bool& need_weight, bool& need_bias) {
+  if (!norm.of_batch || !needed) return;
+  if (!norm.weight.defined()) norm.weight = at::ones_like(norm.mean);
+  if (!norm.bias.defined()) norm.bias = at::zeros_like(norm.mean);
+  need_weight = need_bias = true;
+}
+
+template <auto implementation, auto through_statistics>
+Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
+              const Tensor& kappa, int64_t kind, int64_t axis, double slope,
+              double bound, const Optional& weight, const Optional& bias,
+              const Optional& mean, const Optional& var, double eps,
+              const Optional& gate, const Optional& residual,
+              const Optional& residual_weight, const Optional& residual_bias,
+              const Optional& residual_mean, const Optional& residual_var,
+              double residual_eps, bool of_batch, bool residual_of_batch, Mask m) {
+  Arguments a{x, lam, kappa, static_cast<Kind>(kind), axis, slope, bound,
+              {tensor(weight), tensor(bias), tensor(mean), tensor(var), eps, of_batch},
+              tensor(gate), tensor(residual),
+              {tensor(residual_weight), tensor(residual_bias), tensor(residual_mean),
+               tensor(residual_var), residual_eps, residual_of_batch}};
+  Needs needs{m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8]};
+  Norm &norm = a.norm, &other = a.residual_norm;
+  prepare_statistics(norm, needs.x, needs.weight, needs.bias);
+  prepare_statistics(other, needs.residual, needs.r_weight, needs.r_bias);
+  Gradients g = implementation(a, grad, needs);
+  if (norm.of_batch && needs.x && x.sym_numel() != 0) {
+    g.x = through_statistics(g.x, x, norm, g.weight, g.bias);
+  }
+  if (other.of_batch && needs.residual && x.sym_numel() != 0) {
+    g.residual =
+        through_statistics(g.residual, a.residual, other, g.r_weight, g.r_bias);
+  }
+  const auto given = [&](int i, const Tensor& t) { return m[i] ? t : Tensor(); };
+  return {g.x,           g.lam,         g.kappa,    given(3, g.weight),
+          given(4, g.bias), g.gate,     g.residual, given(7, g.r_weight),
+          given(8, g.r_bias)};
+}
+
+using BackwardSchema = decltype(backward<activation_backward_cpu, through_statistics_cpu>);
+
+// ---- Autograd
+
+template <typename Schema>
+c10::TypedOperatorHandle<Schema> find(const char* name) {
+  return Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
+}
+
+using NodePtr = decltype(torch::autograd::Edge::function);
+
+// torch changed the pointers that hold nodes between its releases.
+template <typename T>
+auto make_node() {
+  if constexpr (std::is_same_v<NodePtr, std::shared_ptr<Node>>) {
+    return std::shared_ptr<T>(new T(), [](T* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<T>();
+  }
+}
+
+// Only x, the residual and the small tensors are kept for backward.
+struct ActivationBackward : Node {
+  // Those that may need a gradient come first, in the order of Needs.
+  std::vector<SavedVariable> saved;
+  Kind kind;
+  int64_t axis;
+  double slope, bound, eps, residual_eps;
+  bool of_batch, residual_of_batch;
+  std::mutex mutex;
+
+  std::string name() const override {
+    return kind == Kind::kApa      ? "ApaBackward"
+           : saved.size() == 3     ? "AgluBackward"
+                                   : "NormAgluBackward";
+  }
+
+  static NodePtr record(const Arguments& a) {
+    auto node = make_node<ActivationBackward>();
+    node->kind = a.kind;
+    node->axis = a.axis;
+    node->slope = a.slope;
+    node->bound = a.bound;
+    node->eps = a.norm.eps;
+    node->residual_eps = a.residual_norm.eps;
+    node->of_batch = a.norm.of_batch;
+    node->residual_of_batch = a.residual_norm.of_batch;
+    const auto keep = [&](auto&... tensors) {
+      node->saved.reserve(sizeof...(tensors));
+      (node->saved.emplace_back(tensors, false), ...);
+    };
+    using torch::autograd::collect_next_edges;
+    const Norm &n = a.norm, &r = a.residual_norm;
+    if (n.defined()) {
+      keep(a.x, a.lam, a.kappa, n.weight, n.bias, a.gate, a.residual, r.weight, r.bias,
+           n.mean, n.var, r.mean, r.var);
+      node->set_next_edges(collect_next_edges(a.x, a.lam, a.kappa, n.weight, n.bias,
+                                              a.gate, a.residual, r.weight, r.bias));
+    } else {
+      keep(a.x, a.lam, a.kappa);
+      node->set_next_edges(collect_next_edges(a.x, a.lam, a.kappa));
+    }
+    return node;
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const size_t count = num_outputs();
+    if (!grads[0].defined()) return variable_list(count);
+    Mask needed{};
+    for (size_t i = 0; i < count; ++i) needed[i] = task_should_compute_output(i);
+    std::array<Tensor, 13> t;
+    for (size_t i = 0; i < saved.size(); ++i) t[i] = saved[i].unpack();
+    static const auto op = find<BackwardSchema>("apa_mmdet::activation_backward");
+    auto gradients = op.call(
+        grads[0], t[0], t[1], t[2], static_cast<int64_t>(kind), axis, slope, bound,
+        optional(t[3]), optional(t[4]), optional(t[9]), optional(t[10]), eps,
+        optional(t[5]), optional(t[6]), optional(t[7]), optional(t[8]),
+        optional(t[11]), optional(t[12]), residual_eps, of_batch, residual_of_batch,
+        needed);
+    variable_list result = std::apply(
+        [](auto&... each) { return variable_list{std::move(each)...}; }, gradients);
+    result.resize(count);
+    return result;
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (SavedVariable& each : saved) each.reset_data();
+  }
+};
+
+struct RefuseSecondDerivative : Node {
+  std::string name() const override { return "RefuseSecondDerivative"; }
+  variable_list apply(variable_list&&) override {
+    TORCH_CHECK(false,
+                "second derivatives of APA's functions are not implemented: the "
+                "gradient of apa or aglu was itself differentiated. Drop "
+                "create_graph=True, or write (1 + lam * exp(-kappa * x)) ** (-1 / lam) "
+                "in plain torch for that term.");
+  }
+};
+
+template <typename T>
+constexpr bool is_tensor = std::is_same_v<std::decay_t<T>, Tensor> ||
+                           std::is_same_v<std::decay_t<T>, Optional>;
+
+template <typename T>
+bool requires_grad(const T& argument) {
+  if constexpr (std::is_same_v<T, Tensor>) return argument.requires_grad();
+  if constexpr (std::is_same_v<T, Optional>) {
+    return argument && argument->requires_grad();
+  }
+  return false;
+}
+
+template <typename T>
+void refuse_forward_mode(const T& argument) {
+  bool dual = false;
+  if constexpr (is_tensor<T>) dual = torch::autograd::isFwGradDefined(argument);
+  TORCH_CHECK_NOT_IMPLEMENTED(!dual,
+                              "forward-mode derivatives of APA's functions are not "
+                              "implemented; use torch.autograd.grad or backward()");
+}
+
+// The operator `name` under autograd, which keeps what its gradients are made of.
+template <const char* name, auto pack>
+struct Recorded;
+template <const char* name, typename... Args, Arguments (*pack)(Args...)>
+struct Recorded<name, pack> {
+  static Tensor call(DispatchKeySet keys, Args... args) {
+    static const auto op = find<Tensor(Args...)>(name);
+    (refuse_forward_mode(args), ...);
+    Tensor result = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return op.redispatch(keys & c10::after_autograd_keyset, args...);
+    }();
+    if (at::GradMode::is_enabled() && (requires_grad(args) || ...)) {
+      torch::autograd::set_history(result, ActivationBackward::record(pack(args...)));
+    }
+    return result;
+  }
+};
+
+template <typename Schema>
+struct Refusing;
+template <typename... Args>
+struct Refusing<Nine(Args...)> {
+  static Nine call(DispatchKeySet keys, Args... args) {
+    static const auto op = find<Nine(Args...)>("apa_mmdet::activation_backward");
+    Nine result = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return op.redispatch(keys & c10::after_autograd_keyset, args...);
+    }();
+    if (at::GradMode::is_enabled() && (requires_grad(args) || ...)) {
+      const NodePtr node = make_node<RefuseSecondDerivative>();
+      variable_list anchors;
+      const auto add = [&](const auto& argument) {
+        if constexpr (is_tensor<decltype(argument)>) {
+          if (requires_grad(argument)) anchors.push_back(Optional(argument).value());
+        }
+      };
+      (add(args), ...);
+      node->set_next_edges(torch::autograd::collect_next_edges(anchors));
+      const auto attach = [&](auto&... each) {
+        (torch::autograd::set_history(each, node), ...);
+      };
+      std::apply(attach, result);
+    }
+    return result;
+  }
+};
+
+void refuse_vmap(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
+                              " does not work under torch.vmap; its lam and kappa can "
+                              "hold one value per channel, and x any number of axes");
+}
+
+constexpr char kApaName[] = "apa_mmdet::apa";
+constexpr char kAgluName[] = "apa_mmdet::aglu";
+constexpr char kNormAgluName[] = "apa_mmdet::norm_aglu";
+
+template <auto forward, auto backward_of_activation, auto through_statistics>
+void implement(torch::Library& m) {
+  m.impl("apa", Forward<forward, pack_apa>::call);
+  m.impl("aglu", Forward<forward, pack_aglu>::call);
+  m.impl("norm_aglu", Forward<forward, pack_norm_aglu>::call);
+  m.impl("activation_backward", 
+         backward<backward_of_activation, through_statistics>);
+}
+
+}  // namespace
+}  // namespace apa
+
+TORCH_LIBRARY(apa_mmdet, m) {
+  m.set_python_module("apa_mmdet.ops.extension");
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  m.def("apa(Tensor x, Tensor lam, Tensor kappa, int? channel_dim=None) -> Tensor",
+        tags);
+  m.def(
+      "aglu(Tensor x, Tensor lam, Tensor kappa, int? channel_dim=None, "
+      "float negative_slope=0., float? max_value=None) -> Tensor",
+      tags);
+  m.def(
+      "norm_aglu(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, "
+      "float eps, Tensor lam, Tensor kappa, Tensor? gate=None, Tensor? residual=None, "
+      "Tensor? residual_weight=None, Tensor? residual_bias=None, "
+      "Tensor? residual_mean=None, Tensor? residual_var=None, float residual_eps=0., "
+      "float negative_slope=0., float? max_value=None, bool batch_statistics=False, "
+      "bool residual_batch_statistics=False) -> Tensor",
+      tags);
+  m.def(
+      "activation_backward(Tensor grad, Tensor x, Tensor lam, Tensor kappa, int kind, "
+      "int axis, float slope, float bound, Tensor? weight, Tensor? bias, Tensor? mean, "
+      "Tensor? var, float eps, Tensor? gate, Tensor? residual, "
+      "Tensor? residual_weight, Tensor? residual_bias, Tensor? residual_mean, "
+      "Tensor? residual_var, float residual_eps, bool batch_statistics, "
+      "bool residual_batch_statistics, bool[9] needs) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      tags);
+}
+
+TORCH_LIBRARY_IMPL(apa_mmdet, CPU, m) {
+  apa::implement<apa::activation_host, apa::activation_backward_host,
+                 apa::through_statistics_cpu>(m);
+}
+TORCH_LIBRARY_IMPL(apa_mmdet, CUDA, m) {
+  apa::implement<apa::activation_gpu, apa::activation_backward_gpu,
+                 apa::through_statistics_gpu>(m);
+}
+TORCH_LIBRARY_IMPL(apa_mmdet, Meta, m) {
+  apa::implement<apa::activation_meta, apa::activation_backward_meta,
+                 apa::through_statistics_meta>(m);
+}
+
+TORCH_LIBRARY_IMPL(apa_mmdet, Autograd, m) {
+  using namespace apa;
+  m.impl("apa", Recorded<kApaName, pack_apa>::call);
+  m.impl("aglu", Recorded<kAgluName, pack_aglu>::call);
+  m.impl("norm_aglu", Recorded<kNormAgluName, pack_norm_aglu>::call);
+  m.impl("activation_backward", Refusing<BackwardSchema>::call);
+}
+
+TORCH_LIBRARY_IMPL(apa_mmdet, FuncTorchBatched, m) {
+  for (const char* name : {"apa", "aglu", "norm_aglu", "activation_backward"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&apa::refuse_vmap>());
+  }
+}

@@ -1,0 +1,186 @@
+"""Builds and loads the C++ extension that holds the native operators.
+
+The system's C++ compiler compiles ``csrc/*.cpp`` at first use, against the headers that
+torch ships. The library is kept in ``$XDG_CACHE_HOME/apa_mmdet`` (``~/.cache/apa_mmdet``)
+under a name made of everything it depends on: the sources, the flags, torch, the
+compiler and the processor. Processes that start together build it once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+_SOURCES = Path(__file__).with_name("csrc")
+_TORCH = Path(torch.__file__).parent
+_INCLUDES = (_TORCH / "include", _TORCH / "include/torch/csrc/api/include")
+_FLAGS = (
+    *("-O2", "-fPIC", "-w"),
+    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+)
+_KERNEL_FLAGS = (
+    *("-O3", "-march=native", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math"),
+)
+# The first of each that the compiler takes.
+_STANDARDS = ("-std=c++20", "-std=c++2a", "-std=c++17")
+_KERNEL_EXTRAS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
+# OpenMP is that of torch, whose threads are then shared: libgomp is not linked.
+_LINK_FLAGS = ("-shared", f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
+
+_loaded: Path | None = None
+_error: RuntimeError | None = None
+
+
+def load() -> Path:
+    """Load the extension and return its path, building it first if that is needed.
+
+    Raises:
+        RuntimeError: If there is no C++ compiler, the build fails, or its result cannot
+            be stored; the same each time it is called.
+    """
+    global _loaded, _error
+    if _loaded is not None:
+        return _loaded
+    if _error is None:
+        try:
+            library = _built()
+            torch.ops.load_library(str(library))
+            _loaded = library
+            return library
+        except RuntimeError as error:
+            _error = error
+        except OSError as error:
+            _error = RuntimeError(
+                f"apa_mmdet's operators cannot be stored in or loaded from "
+                f"{_cache()}: {error}; set XDG_CACHE_HOME to a writable folder"
+            )
+    raise _error
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "apa_mmdet"
+
+
+def _built() -> Path:
+    """Return the library's path; build it unless it is there."""
+    compiler = _compiler()
+    sources = sorted(_SOURCES.glob("*.cpp"))
+    library = _cache() / f"operators-{_key(compiler)}.so"
+    if library.exists():
+        return library
+    asked = time.time()
+    library.parent.mkdir(parents=True, exist_ok=True)
+    failure = library.with_suffix(".failed")
+    with open(library.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if library.exists():
+            return library
+        if failure.exists() and failure.stat().st_mtime >= asked:
+            raise RuntimeError(failure.read_text())  # another process has just tried
+        print(
+            f"apa_mmdet: building its C++ operators in {library.parent}; this takes "
+            f"about half a minute, once",
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                _build(compiler, sources, Path(folder), library)
+        except RuntimeError as error:
+            failure.write_text(str(error))
+            raise
+        failure.unlink(missing_ok=True)
+    return library
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    for name in (named,) if named else ("c++", "g++", "clang++"):
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise RuntimeError(
+        f"no C++ compiler found (CXX={named!r}); install one (on Debian: apt install "
+        f"g++) or set the environment variable CXX to yours"
+    )
+
+
+def _key(compiler: str) -> str:
+    """Return a name for everything that the library depends on."""
+    binary = Path(compiler).resolve()
+    parts = [
+        *(
+            path.name.encode() + path.read_bytes()
+            for path in sorted(_SOURCES.iterdir())
+        ),
+        (_FLAGS, _KERNEL_FLAGS, _STANDARDS, _KERNEL_EXTRAS, _LINK_FLAGS),
+        (torch.__version__, str(binary), binary.stat().st_size, binary.stat().st_mtime),
+        _processor(),
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Return what distinguishes processors: the kernels are compiled for this one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    wanted = ("model name", "flags", "Features")
+    return "".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _run(*command: str) -> str | None:
+    """Run a command; return what it printed if it failed."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    return None if result.returncode == 0 else result.stderr or "(nothing)"
+
+
+def _build(compiler: str, sources: list[Path], folder: Path, library: Path) -> None:
+    standard = next(
+        (
+            flag
+            for flag in _STANDARDS
+            if not _run(compiler, flag, "-x", "c++", "-fsyntax-only", os.devnull)
+        ),
+        _STANDARDS[0],
+    )
+    includes = [f"-isystem{path}" for path in _INCLUDES]
+
+    def compiled(source: Path) -> str:
+        made = str(folder / source.with_suffix(".o").name)
+        is_kernel = source.name.startswith("cpu_")
+        for extra in _KERNEL_EXTRAS if is_kernel else ((),):
+            flags = (*_FLAGS, *(_KERNEL_FLAGS if is_kernel else ()), *extra)
+            said = _run(
+                compiler, standard, *flags, *includes, "-c", str(source), "-o", made
+            )
+            if said is None:
+                return made
+        raise RuntimeError(
+            f"{compiler} could not compile apa_mmdet's {source.name}; it said:\n"
+            f"{said[-2000:]}"
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    made = folder / library.name
+    said = _run(compiler, *objects, *_LINK_FLAGS, "-o", str(made))
+    if said is not None:
+        raise RuntimeError(
+            f"{compiler} could not link apa_mmdet's operators; it said:\n{said[-2000:]}"
+        )
+    os.replace(made, library)

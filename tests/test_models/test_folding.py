@@ -1,0 +1,143 @@
+"""Batch norm and activation as one operation, against the two modules."""
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from torch import nn
+
+from apa_mmdet.conversion import convert_activations
+from apa_mmdet.layers import AGLU
+from apa_mmdet.models.backbones.conv_module import FusedConvModule
+from apa_mmdet.models.backbones.folding import (
+    can_fold,
+    norm_activation,
+    norm_add_activation,
+)
+from apa_mmdet.testing.memory import saved_bytes
+
+N, C, H, W = 3, 6, 7, 5
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def modules(training, **options):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(C, **options)
+    with torch.no_grad():
+        for tensor in (*norm.parameters(), norm.running_mean, norm.running_var):
+            if tensor is not None:
+                tensor.uniform_(0.5, 1.5)
+    return norm.train(training), AGLU(C, negative_slope=0.1, max_value=1.5)
+
+
+def steps(function, norm, activation, x, rest=()):
+    """Return values, gradients and statistics of two steps."""
+    x, leaves = x.clone().requires_grad_(), [*norm.parameters()]
+    leaves += [*activation.parameters()]
+    ys = []
+    for scale in (1.0, 2.0):
+        y = function(scale * x, norm, activation, *rest)
+        y.square().sum().backward()
+        ys.append(y.detach())
+    statistics = [getattr(norm, name) for name in STATISTICS]
+    return [*ys, x.grad, *(leaf.grad for leaf in leaves)], statistics
+
+
+def two_modules(x, norm, activation):
+    return activation(norm(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.0, None])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_norm_and_activation(training, affine, momentum, tracked):
+    options = dict(affine=affine, momentum=momentum, track_running_stats=tracked)
+    norm, activation = modules(training, **options)
+    assert can_fold(norm, activation)
+    x = 2 * torch.randn(N, C, H, W) + 1
+    twins = copy.deepcopy((norm, activation))
+    found, statistics = steps(norm_activation, norm, activation, x)
+    twins = [module.double() for module in twins]
+    expected, expected_statistics = steps(two_modules, *twins, x.double())
+    for ours, true in zip(found, expected):
+        scale = true.abs().max().item()
+        torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=1e-5 * scale)
+    for ours, true in zip(statistics, expected_statistics):
+        if true is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours.double(), true.double())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_end_of_a_block(training):
+    norm, activation = modules(training)
+    downsample = nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C)).train(
+        training
+    )
+
+    def folded(x, norm, activation, downsample):
+        return norm_add_activation(x, norm, activation, x.flip(0), downsample)
+
+    def apart(x, norm, activation, downsample):
+        return activation(norm(x) + downsample(x.flip(0)))
+
+    x = torch.randn(N, C, H, W)
+    twins = copy.deepcopy((norm, activation, downsample))
+    found, statistics = steps(folded, norm, activation, x, (downsample,))
+    norm, activation, other = (module.double() for module in twins)
+    expected, expected_statistics = steps(apart, norm, activation, x.double(), (other,))
+    found += [p.grad for p in downsample.parameters()]
+    expected += [p.grad for p in other.parameters()]
+    statistics += [*downsample.buffers()]
+    expected_statistics += [*other.buffers()]
+    for ours, true in zip(found + statistics, expected + expected_statistics):
+        scale = true.double().abs().max().item()
+        torch.testing.assert_close(
+            ours.double(), true.double(), rtol=1e-5, atol=1e-5 * scale
+        )
+
+
+def test_keeps_only_its_input_while_statistics_train():
+    norm, activation = modules(training=True)
+    x = torch.randn(8, C, 40, 40, requires_grad=True)
+    size = x.numel() * x.element_size()
+    inputs = [*nn.ModuleList([norm, activation]).state_dict(keep_vars=True).values()]
+    assert saved_bytes(lambda: norm_activation(x * 1, norm, activation), inputs) < (
+        1.01 * size
+    )
+    assert saved_bytes(lambda: activation(norm(x * 1)), inputs) > 1.9 * size
+
+
+def test_one_value_per_channel_is_refused():
+    norm, activation = modules(training=True)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        norm_activation(torch.randn(1, C, 1, 1), norm, activation)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_a_converted_conv_module(training, padding_mode):
+    def build():
+        torch.manual_seed(0)
+        options = dict(norm_cfg=dict(type="BN"), act_cfg=dict(type="ReLU6"))
+        options["padding_mode"] = padding_mode
+        return nn.Sequential(ConvModule(3, C, 3, padding=1, **options)).train(training)
+
+    model, twin = build(), build()
+    convert_activations(model, init=dict(lam=0.7, kappa=1.3))
+    assert type(model[0]) is FusedConvModule
+    x = torch.randn(N, 3, H, W)
+    inputs = [*model.state_dict(keep_vars=True).values(), x]
+    activation = model[0].activate
+    y = model(x)
+    twin[0].with_activation = False
+    torch.testing.assert_close(y, activation(twin(x)))
+    for ours, true in zip(model.buffers(), twin.buffers()):
+        torch.testing.assert_close(ours, true)
+    size = y.numel() * y.element_size()
+    padded = 3 * (H + 2) * (W + 2) * N * 4 if padding_mode == "circular" else 0
+    assert saved_bytes(lambda: model(x), inputs) < size + padded + 500
+    assert torch.equal(model[0](x, activate=False), twin(x))
