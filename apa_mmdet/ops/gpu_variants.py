@@ -24,6 +24,7 @@ _KERNELS = {
     "forward_kernel": "triton_activation",
     "backward_kernel": "triton_activation",
     "reduce_kernel": "triton_activation",
+    "statistics_kernel": "triton_activation",
     "loss_kernel": "triton_cross_entropy",
     "loss_backward_kernel": "triton_cross_entropy",
 }
@@ -78,7 +79,7 @@ class Variant:
         """Return the compiled kernel, for the current device or a given target."""
         import triton
 
-        options = dict(num_warps=self.warps)
+        options = dict(num_warps=self.warps, enable_fp_fusion=True)
         return triton.compile(self.source(), target=target, options=options)
 
     def order(self, ptx: str) -> list[int]:
