@@ -272,6 +272,8 @@ def test_compiled_parameters_are_those_that_are_packed(recorder, calls, targets)
         variant = gpu_variants.parse(description)
         kernel = variant.compile(GPUTarget("cuda", target, 32))
         order = variant.order(kernel.asm["ptx"])
+        assert f".entry {kernel.metadata.name}(" in kernel.asm["ptx"]
+        assert kernel.metadata.shared <= 48 << 10 and kernel.asm["cubin"]
         named = [variant.names[at] for at in order if at >= 0]
         assert set(named) == set(variant.arguments), description
 
