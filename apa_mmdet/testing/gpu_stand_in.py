@@ -29,10 +29,12 @@ class Recorder:
         self.descriptions, self.variants, self.launches = [], {}, []
 
     def compile(self, description, key, compiled):
+        """Record a variant that the operators ask for."""
         self.descriptions.append(description)
         self.variants[key] = gpu_variants.parse(description)
 
     def launch(self, key, programs, values, stream):
+        """Record a launch and run it."""
         variant = self.variants[key]
         arguments = {
             name: gpu_variants.number(values[variant.names.index(name)], kind)
@@ -53,6 +55,7 @@ class Interpreter(Recorder):
         _mend_interpreter()
 
     def run(self, variant, programs, arguments):
+        """Run the kernel on the tensors at the addresses in its arguments."""
         given = {
             name: _at(arguments[name], _DTYPES[kind]) if kind[0] == "*" else
             arguments[name]
