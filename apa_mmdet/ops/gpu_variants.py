@@ -24,6 +24,7 @@ _KERNELS = {
     "forward_kernel": "triton_activation",
     "backward_kernel": "triton_activation",
     "reduce_kernel": "triton_activation",
+    "statistics_kernel": "triton_activation",
     "loss_kernel": "triton_cross_entropy",
     "loss_backward_kernel": "triton_cross_entropy",
 }
@@ -78,7 +79,7 @@ class Variant:
         """Return the compiled kernel, for the current device or a given target."""
         import triton
 
-        options = dict(num_warps=self.warps)
+        options = dict(num_warps=self.warps, enable_fp_fusion=True)
         return triton.compile(self.source(), target=target, options=options)
 
     def order(self, ptx: str) -> list[int]:
@@ -167,7 +168,6 @@ class Launcher:
         has_driver = library.apa_mmdet_has_driver() and not torch.version.hip
         self.from_cpp = from_cpp and has_driver
         self._lock = threading.Lock()
-        self._kept = {}  # compiled kernels: their modules are unloaded with them
         self._launches = {}
 
     def compile(self, description: str, key: int, compiled: _Compiled) -> None:
@@ -175,15 +175,14 @@ class Launcher:
         variant = parse(description)
         with self._lock, torch.cuda.device(variant.device):
             kernel = variant.compile()
-            kernel._init_handles()
-            self._kept[key] = kernel
             if self.from_cpp:
                 try:
                     order = variant.order(kernel.asm["ptx"])
-                except (KeyError, RuntimeError):
+                    function = _load(kernel)
+                except (AttributeError, KeyError, RuntimeError):
                     self.from_cpp = False  # another Triton: what it expects is unknown
                 else:
-                    compiled.function = kernel.function
+                    compiled.function = function
                     compiled.warps = variant.warps
                     compiled.shared = kernel.metadata.shared
                     compiled.num_parameters = len(order)
@@ -194,6 +193,21 @@ class Launcher:
     def launch(self, key: int, programs: int, values, stream: int | None) -> None:
         """Launch a variant that C++ cannot launch."""
         self._launches[key](programs, values, stream)
+
+
+def _load(kernel: Any) -> int:
+    """Load compiled code to the current device; return the driver's function.
+
+    Triton would build a launcher in C for it, which takes as long as compiling it.
+    """
+    cuda = ctypes.CDLL("libcuda.so.1")
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    name = kernel.metadata.name.encode()
+    status = cuda.cuModuleLoadData(ctypes.byref(module), kernel.asm["cubin"])
+    status = status or cuda.cuModuleGetFunction(ctypes.byref(function), module, name)
+    if status:
+        raise RuntimeError(f"the CUDA driver cannot load a kernel: error {status}")
+    return function.value
 
 
 class _PythonLaunch:

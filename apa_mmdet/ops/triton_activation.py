@@ -390,6 +390,35 @@ def backward_kernel(
 
 
 @triton.jit
+def statistics_kernel(
+    x, grad_x, weight, mean, var, weight_grad, bias_grad, eps, share,
+    channels, inner, steps, rows,
+    PIXELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Take off the gradient of ``x`` what goes through its batch's mean and variance.
+
+    ``share`` is 1 over the elements of a channel.
+    """
+    _, c, _, first, count, start, i, within = _place(
+        channels, inner, steps, rows, False, PIXELS, BLOCK_C, BLOCK_I
+    )
+    w, _, center, inverse = _normalization(
+        weight, None, mean, var, eps, c, channels, BLOCK_C
+    )
+    shift = w * inverse * share
+    scale = shift * inverse * _per_channel(weight_grad, c, channels, True, BLOCK_C)
+    shift *= _per_channel(bias_grad, c, channels, True, BLOCK_C)
+    for step in range(count):
+        at, inside = _tile(
+            first + step, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I
+        )
+        own = tl.load((x + at) + within, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load((grad_x + at) + within, mask=inside, other=0.0).to(tl.float32)
+        grad -= (own - center) * scale + shift
+        tl.store((grad_x + at) + within, grad.to(grad_x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _write_total(out, sums, size, BLOCK: tl.constexpr):
     """Write the sum of ``size`` neighbouring numbers."""
     i = tl.arange(0, BLOCK)
