@@ -1,11 +1,10 @@
 """Tries the GPU kernels in another process before this one relies on them.
 
-A launch from C++ meets the driver, torch and Triton without the checks of any of them:
-where they do not fit together, a process may crash. So a combination of library, Triton,
-GPU and driver that is new to this machine is tried once, in a process of its own:
-:func:`main` compares the kernels with plain torch. What it found is kept beside the
-library in a file of one line: ``cpp``, ``python`` (Python launches the kernels) or why
-neither works.
+A launch from C++ passes by the checks of torch and Triton: where they and the driver do
+not fit together, a process may crash. So a combination of library, Triton, GPU and
+driver that is new to this machine is tried once, in a process of its own: :func:`main`
+compares the kernels with plain torch. What it found is kept beside the library, in a
+file of one line: ``cpp``, ``python`` (Python launches them) or why neither works.
 """
 
 from __future__ import annotations
@@ -152,7 +151,9 @@ def compare(device: str, dtype: torch.dtype, channels_last: bool) -> None:
     seed = torch.full((1,), 123456789012345, device=device)
 
     def norm(function, x, lam, kappa, weight, bias, gate, residual, *other):
-        constant = small[4:] if x.dtype != torch.float64 else [t.double() for t in small[4:]]
+        constant = (
+            small[4:] if x.dtype != torch.float64 else [t.double() for t in small[4:]]
+        )
         return function(
             x, weight, bias, *constant[:2], 1e-5, lam, kappa, gate, residual, *other,
             *constant[2:], 1e-5, 0.1, 2.0, False, False,
@@ -162,7 +163,11 @@ def compare(device: str, dtype: torch.dtype, channels_last: bool) -> None:
         return function(logits, labels, lam, kappa, None, rare, seed, 20.0)
 
     for native, true, tensors in (
-        (operators.aglu, lambda *t: plain.activation("aglu", *t, None), (x, lam, kappa)),
+        (
+            operators.aglu,
+            lambda *t: plain.activation("aglu", *t, None),
+            (x, lam, kappa),
+        ),
         (operators.apa, lambda *t: plain.activation("apa", *t, None), (x, each, kappa)),
         (
             lambda *t: norm(operators.norm_aglu, *t),

@@ -93,7 +93,9 @@ class Variant:
         found = re.findall(r"\.param\s+\.(\w+)", head[1]) if head else []
         given = [name for name in self.kernel.arg_names if name in self.arguments]
         wanted = [
-            "u64" if self.arguments[name][0] == "*" else _PTX_TYPES[self.arguments[name]]
+            "u64"
+            if self.arguments[name][0] == "*"
+            else _PTX_TYPES[self.arguments[name]]
             for name in given
         ]
         extra = found[len(wanted) :]

@@ -29,10 +29,12 @@ class Recorder:
         self.descriptions, self.variants, self.launches = [], {}, []
 
     def compile(self, description, key, compiled):
+        """Take note of a variant."""
         self.descriptions.append(description)
         self.variants[key] = gpu_variants.parse(description)
 
     def launch(self, key, programs, values, stream):
+        """Take note of a launch, and carry it out."""
         variant = self.variants[key]
         arguments = {
             name: gpu_variants.number(values[variant.names.index(name)], kind)
@@ -53,6 +55,7 @@ class Interpreter(Recorder):
         _mend_interpreter()
 
     def run(self, variant, programs, arguments):
+        """Interpret the kernel, on the memory that the arguments point to."""
         given = {
             name: _at(arguments[name], _DTYPES[kind]) if kind[0] == "*" else
             arguments[name]
