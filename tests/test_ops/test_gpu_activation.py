@@ -1,4 +1,4 @@
-"""The activations' GPU kernels against plain torch in float64: on a GPU, or interpreted.
+"""The GPU kernels against plain torch in float64: on a GPU, or interpreted.
 
 Triton decides when it is imported whether to interpret, so the ordinary suite runs the
 cases of this file in a process of its own, where C++ plans and packs each launch as for
@@ -104,9 +104,7 @@ def run(function, tensors, implementation, constant=()):
     return y, *torch.autograd.grad(loss, given)
 
 
-def compare(
-    function, tensors, dtype, others=torch.float32, constant=(), roundings=1
-):
+def compare(function, tensors, dtype, others=torch.float32, constant=(), roundings=1):
     """Check value and gradients of the kernels; the feature maps have ``dtype``."""
     kinds = {
         name: dtype if name in ("x", "residual", "gate") else others for name in tensors

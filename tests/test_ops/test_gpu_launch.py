@@ -288,7 +288,12 @@ def test_other_parameters_are_refused(recorder):
         return f".entry k(\n{', '.join(f'.param .{kind} p' for kind in types)})"
 
     assert variant.order(entry([*types, "u64", "u64"]))[-2:] == [-1, -1]
-    for wrong in (types[1:], ["u32", *types[1:]], [*types, "u32"], [*types, *3 * ["u64"]]):
+    for wrong in (
+        types[1:],
+        ["u32", *types[1:]],
+        [*types, "u32"],
+        [*types, *3 * ["u64"]],
+    ):
         with pytest.raises(RuntimeError, match="forward_kernel has parameters"):
             variant.order(entry(wrong))
 
