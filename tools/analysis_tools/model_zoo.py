@@ -60,8 +60,8 @@ everything else unchanged; mean and standard deviation over {seeds} seeds
 Bytes that autograd saves for backward and time of a step, relative to the same config
 with fixed activations (ReLU, GELU or SiLU) and plain SE; {batch} images of {height} ×
 {width}, {threads} CPU threads, medians of {rounds} rounds
-([figures](benchmarks/zoo.json)).
-CARAFE has no CPU kernel and was replaced by a deconvolution in both.
+([figures](benchmarks/zoo.json)). The times were taken with the CPU kernels called from
+Python instead of C++. CARAFE has no CPU kernel; a deconvolution replaced it in both.
 [Performance](performance.md) explains where the bytes go.
 
 ```bash
