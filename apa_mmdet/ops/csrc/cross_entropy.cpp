@@ -29,7 +29,7 @@ LossArguments pack(const Tensor& logits, const Tensor& labels, const Tensor& lam
   const auto type = logits.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
                    "logits must be float32, bfloat16 or float16 (apa_mmdet.ops also "
-                   "takes float64), got ", type);
+                   "takes float64); convert them with logits.float()");
   const auto small = [](const Tensor& t) {
     return (t.scalar_type() == at::kDouble ? t.to(at::kFloat) : t).contiguous();
   };

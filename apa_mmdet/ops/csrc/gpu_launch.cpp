@@ -90,8 +90,8 @@ struct Driver {
     if (result == 0) return;
     const char* text = nullptr;
     if (error_string) error_string(result, &text);
-    TORCH_CHECK(false, what, " failed with CUDA error ", result, ": ",
-                text ? text : "unknown");
+    TORCH_CHECK(false, std::string(what) + " failed with CUDA error " +
+                           std::to_string(result) + ": " + (text ? text : "unknown"));
   }
 };
 
@@ -248,15 +248,14 @@ void Launch::constants(std::initializer_list<int> values) {
 
 void Launch::run(std::int64_t programs) {
   if (programs == 0) return;
-  TORCH_CHECK(programs < (1ll << 31), "a tensor is too large for one launch: ",
-              programs, " programs");
+  TORCH_CHECK(programs < (1ll << 31), "a tensor is too large for one launch");
   const Variant& variant = *find(kernel_, key_);
   const Compiled& compiled = variant.compiled;
   const Driver& cuda = driver();
   void* stream = nullptr;
   if (cuda.current_stream && !stand_in)
     TORCH_CHECK(cuda.current_stream(key_.device, &stream) == 0,
-                "the current stream of device ", key_.device, " is unknown");
+                "torch does not tell its current stream");
   num_launches.fetch_add(1, std::memory_order_relaxed);
   if (!compiled.function) {
     char error[1024] = "";
