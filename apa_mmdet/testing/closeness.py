@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -25,7 +25,6 @@ _RELUS = ("ReLU", "ReLU6", "LeakyReLU")
 _SAMPLE = 4096  # elements of a site's input at which the derivatives are evaluated
 
 
-# --------------------------------------------------------------- models and outputs
 def build(
     cfg: dict, size: int, seed: int = 0, gamma: float = 1.0
 ) -> tuple[nn.Module, tuple[Tensor, list]]:
@@ -33,11 +32,7 @@ def build(
 
     Its weights are random, and its batch norms have the statistics of such images.
 
-    Args:
-        cfg: The model's config.
-        size: Height and width of the images in pixels.
-        seed: Of weights and images.
-        gamma: See :func:`.models.fill_zero_weights`.
+    The arguments are those of :class:`Reference`.
 
     Raises:
         ValueError: If something in the model would load a checkpoint.
@@ -71,26 +66,23 @@ def outputs(model: nn.Module, inputs: Tensor, samples: list) -> dict[str, Tensor
     """
     tensors: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable:
-        return lambda module, args, result: tensors.update(flatten(name, result))
+    def record(name: str, result: object) -> None:
+        tensors.update(flatten(name, result))
 
     hooks = [
-        getattr(model, name).register_forward_hook(record(name))
-        for name in ("backbone", "neck")
-        if isinstance(getattr(model, name, None), nn.Module)
+        module.register_forward_hook(lambda *call, name=name: record(name, call[-1]))
+        for name, module in model.named_children()
+        if name in ("backbone", "neck")
     ]
     if isinstance(model, TwoStageDetector):
         features = model.extract_feat(inputs)
         if model.with_rpn:
-            tensors.update(flatten("rpn_head", model.rpn_head(features)))
-        proposals = [
-            InstanceData(bboxes=sample.proposals.bboxes.to(inputs))
-            for sample in samples
-        ]
-        result = model.roi_head.forward(features, proposals, samples)
-        tensors.update(flatten("roi_head", result))
+            record("rpn_head", model.rpn_head(features))
+        boxes = [sample.proposals.bboxes.to(inputs) for sample in samples]
+        proposals = [InstanceData(bboxes=each) for each in boxes]
+        record("roi_head", model.roi_head.forward(features, proposals, samples))
     else:
-        tensors.update(flatten("head", model(inputs, samples, mode="tensor")))
+        record("head", model(inputs, samples, mode="tensor"))
     for hook in hooks:
         hook.remove()
     return tensors
@@ -101,15 +93,11 @@ def flatten(name: str, result: object) -> Iterator[tuple[str, Tensor]]:
     if isinstance(result, Tensor):
         if result.is_floating_point() and result.numel():
             yield name, result.clone()  # later activations may work in place
-        return
-    if isinstance(result, Mapping):
-        items: Iterable = result.items()
     elif isinstance(result, (list, tuple)):
-        items = enumerate(result)
-    else:
-        return
-    for key, value in items:
-        yield from flatten(f"{name}.{key}", value)
+        yield from flatten(name, dict(enumerate(result)))
+    elif isinstance(result, Mapping):
+        for key, value in result.items():
+            yield from flatten(f"{name}.{key}", value)
 
 
 def relative_differences(
@@ -123,7 +111,6 @@ def relative_differences(
     return ratios
 
 
-# ------------------------------------------------------------------------ comparison
 @dataclass
 class Closeness:
     """How close one choice of starting values is, and how much it leaves to learn.
@@ -169,11 +156,14 @@ class Reference:
     """
 
     def __init__(self, cfg: dict, size: int, seed: int = 0, gamma: float = 1.0) -> None:
-        self.model, (self.inputs, self.samples) = build(cfg, size, seed, gamma)
-        self._single = outputs(self.model, self.inputs, self.samples)
-        double = copy.deepcopy(self.model).double()
-        self._double = outputs(double, self.inputs.double(), self.samples)
+        self.model, (self._inputs, self._samples) = build(cfg, size, seed, gamma)
+        self._single, self._double = self._outputs(copy.deepcopy(self.model))
         self.rounding = relative_differences(self._double, self._single)
+
+    def _outputs(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Yield a model's outputs in float32, then those in float64."""
+        yield outputs(model, self._inputs, self._samples)
+        yield outputs(model.double(), self._inputs.double(), self._samples)
 
     def compare(
         self, kappa: float | None = None, types: Sequence[str] | None = None
@@ -190,25 +180,19 @@ class Reference:
         if kappa is not None:
             init = {kind: dict(lam=1.0, kappa=kappa) for kind in _RELUS}
         report = convert_activations(model, init=init, types=types)
-        single = outputs(model, self.inputs, self.samples)
-        model.double()
-        shares: dict[str, tuple[float, float]] = {}
-        hooks = [
-            model.get_submodule(site.path).register_forward_hook(
-                lambda act, args, _, path=site.path: shares.update(
-                    {path: _shares(args[0], act.lambda_param, act.kappa_param)}
+        ratios: dict[str, tuple[float, float]] = {}  # by site, of its last call
+        for path in (site.path for site in report.sites):
+            model.get_submodule(path).register_forward_hook(
+                lambda aglu, args, _, path=path: ratios.update(
+                    {path: _derivative_ratios(args[0], aglu)}
                 )
             )
-            for site in report.sites
-        ]
-        double = outputs(model, self.inputs.double(), self.samples)
-        for hook in hooks:
-            hook.remove()
+        single, double = self._outputs(model)
         closeness = Closeness(
             "auto" if kappa is None else f"kappa {kappa:g}",
             relative_differences(self._single, single),
             relative_differences(self._double, double),
-            *(median(column) for column in zip(*shares.values())),
+            *map(median, zip(*ratios.values())),
         )
         return closeness, report
 
@@ -231,13 +215,16 @@ def kind_of(site: Site) -> str:
     return site.was.split(",")[0]
 
 
-def _shares(x: Tensor, lam: Tensor, kappa: Tensor) -> tuple[float, float]:
-    x = x.flatten()
-    x = x[:: max(1, x.numel() // _SAMPLE)]
-    one = torch.ones_like(lam)
-    own, others = aglu_grads(x, lam, kappa)[1:], aglu_grads(x, one, one)[1:]
-    d_lam, d_kappa = (a.abs().mean() / b.abs().mean() for a, b in zip(own, others))
-    return float(d_lam), float(d_kappa)
+def _derivative_ratios(x: Tensor, aglu: nn.Module) -> tuple[float, float]:
+    """Return by λ and by κ the mean derivative relative to that of AGLU(1, 1)."""
+    x = x.flatten()[:: max(1, x.numel() // _SAMPLE)]
+    one = torch.ones_like(aglu.lambda_param)
+    own = aglu_grads(x, aglu.lambda_param, aglu.kappa_param)[1:]
+    d_lam, d_kappa = (
+        float(grad.abs().mean() / unit.abs().mean())
+        for grad, unit in zip(own, aglu_grads(x, one, one)[1:])
+    )
+    return d_lam, d_kappa
 
 
 @torch.no_grad()

@@ -57,13 +57,9 @@ def parse_args() -> argparse.Namespace:
 
 def row(closeness: Closeness) -> list[str]:
     """Return a row of a detector's table."""
-    values = (
-        max(closeness.single.values()),
-        max(closeness.double.values()),
-        *closeness.largest().values(),
-        closeness.d_lam,
-        closeness.d_kappa,
-    )
+    worst = (max(each.values()) for each in (closeness.single, closeness.double))
+    learnable = closeness.d_lam, closeness.d_kappa
+    values = (*worst, *closeness.largest().values(), *learnable)
     return [closeness.start, *(f"{value:.2g}" for value in values)]
 
 
