@@ -92,9 +92,8 @@ def _check(coverage: Coverage) -> None:
 
     module, package = PACKAGES.get(name, ("", ""))
     if name in GPU_ONLY:
-        coverage.remarks.append(
-            f"not trained: mmcv has no CPU kernel of {GPU_ONLY[name]}"
-        )
+        reason = f"mmcv has no CPU kernel of {GPU_ONLY[name]}"
+        coverage.remarks.append(f"not trained: {reason}")
     elif module and find_spec(module) is None:
         coverage.remarks.append(f"not trained: its loss needs {package}")
     else:

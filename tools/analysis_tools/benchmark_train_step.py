@@ -22,6 +22,7 @@ Writes benchmark_train_step.json and .png.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 from collections.abc import Iterator
@@ -120,20 +121,16 @@ def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
 
 def measure(args: argparse.Namespace) -> Iterator[list[dict]]:
     """Measure the configs together, or each beside its twin; yield the rows so far."""
-
-    def title(path: str) -> str:
-        return f"{Path(path).resolve().parent.name}/{Path(path).stem}"
-
+    paths = {f"{Path(p).resolve().parent.name}/{Path(p).stem}": p for p in args.configs}
+    cfgs = {name: read(path, args.device) for name, path in paths.items()}
     if not args.relu_twin:
-        cfgs = {title(path): read(path, args.device) for path in args.configs}
         yield compare(cfgs, args)
         return
     rows = []
-    for path in args.configs:
-        twin = read(path, args.device)
+    for name, cfg in cfgs.items():
+        twin = copy.deepcopy(cfg)
         make_relu_twin(twin.model)
-        cfgs = {"ReLU twin": twin, title(path): read(path, args.device)}
-        twin_row, row = compare(cfgs, args)
+        twin_row, row = compare({"ReLU twin": twin, name: cfg}, args)
         rows.append(dict(row, twin=twin_row))
         yield rows
         gc.collect()  # detectors are part of reference cycles
