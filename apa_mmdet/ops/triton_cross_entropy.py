@@ -102,8 +102,9 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
     log1p_w = 2.0 * y + (y * y * y) * tail
     log1p_w += tl.where(is_far, tl.log(tl.maximum(lam, 1e-30)) - bounded, 0.0)
     a = tl.where(scaled < 1.1920929e-7 * c, n / c, log1p_w * inv_lam)
+    nothing = (u + scaled) * 0.0  # or what is not a number, which comparisons hide
     # 1 - exp(-a), the probability of no label
-    x = _exp(-a)
+    x = tl.where(a > 80.0, 0.0, _exp(-a))
     p = a * 0.000152226625 - 0.0013538755
     p = p * a + 0.0083214464
     p = p * a - 0.0416652672
@@ -118,7 +119,7 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
         near = 2.0 / (1.0 + y) + y * tail
         far = (log1p_w - scaled / d) * inv_lam * inv_lam
         odds = x / rest
-        r = tl.where(is_label, -rate, odds * rate)
+        r = tl.where(is_label, -rate, odds * rate) + nothing
         sign = tl.where(is_label, -1.0, odds)
         m = tl.where(is_far, sign * far, (sign * q) * near * q)
         return r, m
@@ -131,7 +132,7 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
         other = tl.where(vanished, bounded + (lam + 1.0) * v * 0.5, other)
         if max_slope is not None:
             a += max_slope * (bounded - u)
-        loss = tl.where(is_label, a, other)
+        loss = tl.where(is_label, a, other) + nothing
         return loss, loss
 
 
@@ -150,7 +151,7 @@ def loss_kernel(
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the loss of each row and class to ``out``, or each program's to ``sums``."""
+    """Write each row's and class's loss to ``out``, or each program's to ``sums``."""
     program = tl.program_id(0)
     num_c = tl.cdiv(classes, BLOCK_C)
     c = program % num_c * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -79,10 +79,9 @@ class APAResNet(_PerSiteActivations, ResNet):
     authors' checkpoints load as they are
     (:mod:`apa_mmdet.models.published_checkpoints`).
 
-    While batch statistics are fixed (``norm_eval=True``, MMDetection's default), norm
-    and AGLU are one operation, and so is the end of a block without plugins or with an
-    APASELayer: only the convolutions' outputs are saved for backward. See
-    ``residual_block.py`` and ``folding.py``.
+    A batch norm and its AGLU are one operation (``folding.py``), and so is the end of a
+    block without plugins or, with fixed statistics, with an APASELayer
+    (``residual_block.py``): only the convolutions' outputs are saved for backward.
 
     Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 

@@ -5,9 +5,8 @@ mmdet's blocks call one ``self.relu`` after every norm. Here ``act1`` follows ``
 stages of these blocks; a conversion turns mmdet's blocks into them
 (:func:`convert_block`).
 
-While batch statistics are fixed, a norm and its activation are one operation, and so is
-the end of a block: norm, channel attention, addition and activation. Both are in
-:mod:`.folding`.
+A batch norm and its AGLU are one operation, and so is the end of a block: norm, channel
+attention, addition and activation. Both are in :mod:`.folding`.
 """
 
 from __future__ import annotations

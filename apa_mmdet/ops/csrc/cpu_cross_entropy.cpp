@@ -76,6 +76,8 @@ struct Element {
 struct Parts {
   float u, v, n, d0, scaled, y, log1p_w, a, x, rest;
   bool is_far, is_near;
+  // 0, but what is not a number stays so, which comparisons hide.
+  INLINE float nothing() const { return (u + scaled) * 0.0f; }
 };
 
 INLINE Parts parts(const Element& e, float u) {
@@ -95,7 +97,8 @@ INLINE Parts parts(const Element& e, float u) {
   const float near = p.n / p.d0, far = p.log1p_w * e.inv_lam;
   p.a = p.scaled < 1.1920929e-7f * p.d0 ? near : far;
   // 1 - exp(-a), the probability of no label
-  p.x = exp_of(-p.a);
+  const float least = exp_of(-p.a);
+  p.x = p.a > 80.0f ? 0.0f : least;
   float q = p.a * 0.000152226625f - 0.0013538755f;
   q = q * p.a + 0.0083214464f;
   q = q * p.a - 0.0416652672f;
@@ -118,7 +121,7 @@ INLINE float other_loss(const Element& e) {
   const float limit = p.u + (e.lam + 1.0f) * p.v * 0.5f;
   const float vanished = p.scaled < 1e-8f ? limit : loss;  // a may be 0 there
   loss = p.u > 30.0f ? vanished : loss;
-  return loss + (p.u - p.u);  // comparisons have hidden what is not a number
+  return loss + p.nothing();
 }
 
 // r and m of an element whose loss has the derivatives kappa * r, z * r and m, both
@@ -127,7 +130,7 @@ INLINE void slopes(const Element& e, const Parts& p, float sign, float* r, float
   const float d = p.d0 + p.scaled, rate = p.n / d, q = p.n / (p.d0 + d);
   const float near = q * (2.0f / (1.0f + p.y) + p.y * atanh_tail(p.y)) * (sign * q);
   const float far = sign * (p.log1p_w - p.scaled / d) * e.inv_lam * e.inv_lam;
-  *r = sign * rate;
+  *r = sign * rate + p.nothing();
   *m = p.is_far ? far : near;
 }
 
@@ -239,8 +242,8 @@ class Rows {
   }
   float own_loss(const Element& e) const {
     const float u = bounded(e.kappa * e.z), from = std::max(u, bound(e.lam));
-    const float loss = parts(e, from).a + (from > u ? a_.max_slope * (from - u) : 0);
-    return u == u ? loss : u;
+    const Parts p = parts(e, from);
+    return p.a + (from > u ? a_.max_slope * (from - u) : 0) + p.nothing();
   }
   void own_slopes(const Element& e, float* r, float* m) const {
     const float u = bounded(e.kappa * e.z);

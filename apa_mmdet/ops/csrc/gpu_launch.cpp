@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
-#include <sstream>
+#include <string>
 #include <unordered_map>
 
 namespace apa {
@@ -25,8 +25,8 @@ std::uint64_t type_of(const at::Tensor& tensor) {
     case at::kLong: return kLong;
     case at::kBool: return kBool;
     default:
-      TORCH_CHECK(false, "a GPU kernel was given ", tensor.scalar_type(),
-                  ", expected float32, bfloat16, float16, int64 or bool");
+      TORCH_CHECK(false, "a GPU kernel was given a tensor of a dtype other than "
+                         "float32, bfloat16, float16, int64 and bool");
   }
 }
 
@@ -80,6 +80,12 @@ struct Driver {
   bool is_complete() const {
     return launch && get_context && set_context && get_device && retain_context &&
            current_stream;
+  }
+  // A thread that has called nothing of CUDA yet has no context.
+  void make_current(void* context) const {
+    void* current = nullptr;
+    get_context(&current);
+    if (current != context) check(set_context(context), "cuCtxSetCurrent");
   }
   void check(Result result, const char* what) const {
     if (result == 0) return;
@@ -137,20 +143,22 @@ Table& all_variants() {
 }
 std::atomic<std::int64_t> generation{0};  // of the callbacks
 
+// Without streams: their locales break where two copies of libstdc++ meet.
 std::string describe(const Kernel& kernel, const VariantKey& key) {
-  std::ostringstream text;
-  text << kernel.name << " device=" << key.device;
+  std::string text = kernel.name;
+  text += " device=" + std::to_string(key.device);
   int i = 0;
   for (const char* name : kernel.arguments) {
     const auto type = key.types[i / 16] >> (4 * (i % 16)) & 15;
-    text << ' ' << name << '=' << kTypes[type];
-    if (key.aligned >> i & 1) text << '!';
+    text += std::string(" ") + name + "=" + kTypes[type];
+    if (key.aligned >> i & 1) text += "!";
     ++i;
   }
   i = 0;
   for (const char* name : kernel.constants)
-    text << ' ' << name << '=' << (key.constants >> (8 * i++) & 255);
-  return text.str();
+    text += std::string(" ") + name + "=" +
+            std::to_string(key.constants >> (8 * i++) & 255);
+  return text;
 }
 
 const Variant* compile(const Kernel& kernel, const VariantKey& key) {
@@ -159,18 +167,19 @@ const Variant* compile(const Kernel& kernel, const VariantKey& key) {
   const Compile callback = compile_callback;
   TORCH_CHECK(callback, "the GPU kernels are not connected: Triton is missing");
   auto* variant = new Variant{++ids, {}};
+  const Driver& cuda = driver();
+  if (cuda.is_complete() && !stand_in) {  // what is compiled is loaded to this context
+    int device = 0;
+    cuda.check(cuda.get_device(&device, key.device), "cuDeviceGet");
+    cuda.check(cuda.retain_context(&variant->context, device),
+               "cuDevicePrimaryCtxRetain");
+    cuda.make_current(variant->context);
+  }
   {
     const RelaxedCapture relaxed;
     callback(describe(kernel, key).c_str(), variant->id, &variant->compiled);
   }
   TORCH_CHECK(!variant->compiled.error[0], variant->compiled.error);
-  if (variant->compiled.function) {
-    const Driver& cuda = driver();
-    int device = 0;
-    cuda.check(cuda.get_device(&device, key.device), "cuDeviceGet");
-    cuda.check(cuda.retain_context(&variant->context, device),
-               "cuDevicePrimaryCtxRetain");
-  }
   const std::lock_guard<std::mutex> lock(mutex);
   return all_variants().emplace(key, variant).first->second;
 }
@@ -262,10 +271,7 @@ void Launch::run(std::int64_t programs) {
     const int argument = compiled.order[i];
     parameters[i] = argument < 0 ? &nothing : &values_[argument];
   }
-  void* context = nullptr;
-  cuda.get_context(&context);
-  // A thread that has called nothing of CUDA yet has none.
-  if (context != variant.context) cuda.set_context(variant.context);
+  cuda.make_current(variant.context);
   cuda.check(cuda.launch(compiled.function, programs, 1, 1, 32 * compiled.warps, 1, 1,
                          compiled.shared, stream, parameters, nullptr),
              "cuLaunchKernel");
