@@ -95,7 +95,9 @@ def bar_charts(
     for number, (title, bars) in enumerate(panels.items(), 1):
         axis = figure.add_subplot(rows, columns, number, title=title)
         drawn = axis.barh(list(bars), list(map(mean, bars.values())), color="0.75")
-        axis.bar_label(drawn, fmt="%.3g", padding=2)
+        # In the middle, where no point is, or after the bar.
+        place = dict(padding=2) if ratios else dict(label_type="center")
+        axis.bar_label(drawn, fmt="%.3g", **place)
         for label, values in bars.items():
             if len(values) > 1:
                 axis.plot(values, [label] * len(values), "k.", markersize=5)

@@ -21,6 +21,7 @@ from .images import inference_batch
 from .models import fill_zero_weights, fitting_statistics, quiet_mmdet
 
 KAPPAS = (10.0, 20.0, 50.0, 100.0, 1000.0)
+_FEATURES = ("backbone", "neck")
 _RELUS = ("ReLU", "ReLU6", "LeakyReLU")
 _SAMPLE = 4096  # elements of a site's input at which the derivatives are evaluated
 
@@ -72,7 +73,7 @@ def outputs(model: nn.Module, inputs: Tensor, samples: list) -> dict[str, Tensor
     hooks = [
         module.register_forward_hook(lambda *call, name=name: record(name, call[-1]))
         for name, module in model.named_children()
-        if name in ("backbone", "neck")
+        if name in _FEATURES
     ]
     if isinstance(model, TwoStageDetector):
         features = model.extract_feat(inputs)
@@ -115,19 +116,14 @@ def relative_differences(
 class Closeness:
     """How close one choice of starting values is, and how much it leaves to learn.
 
-    Attributes:
-        start: The starting values in words.
-        single: Relative difference of each output in float32.
-        double: The same in float64, where rounding plays no part.
-        d_lam: Mean of |∂AGLU/∂λ| over the inputs of a site, relative to AGLU(1, 1) on
-            the same inputs, for the median site: how much λ can change and how much
-            gradient it gets.
-        d_kappa: The same of κ.
+    ``d_lam`` is the mean of |∂AGLU/∂λ| over the inputs of a site, relative to
+    AGLU(1, 1) on the same inputs, for the median site: how much λ can change and how
+    much gradient it gets. ``d_kappa`` is the same of κ.
     """
 
-    start: str
-    single: dict[str, float]
-    double: dict[str, float]
+    start: str  # the starting values in words
+    single: dict[str, float]  # relative difference of each output in float32
+    double: dict[str, float]  # the same in float64, where rounding plays no part
     d_lam: float
     d_kappa: float
 
@@ -135,8 +131,7 @@ class Closeness:
         """Return the largest difference in float64 of backbone, neck and heads."""
         sections = {"backbone": 0.0, "neck": 0.0, "heads": 0.0}
         for name, value in self.double.items():
-            section = name.partition(".")[0]
-            section = section if section in sections else "heads"
+            section = name.partition(".")[0] if name.startswith(_FEATURES) else "heads"
             sections[section] = max(sections[section], value)
         return sections
 
@@ -170,10 +165,8 @@ class Reference:
     ) -> tuple[Closeness, ConversionReport]:
         """Convert a copy of the detector and compare its outputs.
 
-        Args:
-            kappa: Where sites that were a kind of ReLU start, with λ = 1; None for
-                ``init='auto'``.
-            types: As in ``convert_activations``.
+        Sites that were a kind of ReLU start at λ = 1 and ``kappa``; without it, all
+        start as with ``init='auto'``. ``types`` is that of ``convert_activations``.
         """
         model = copy.deepcopy(self.model)
         init: str | dict = "auto"
@@ -197,9 +190,7 @@ class Reference:
         return closeness, report
 
     def compare_starts(
-        self,
-        kappas: Iterable[float] = KAPPAS,
-        types: Sequence[str] | None = None,
+        self, kappas: Iterable[float] = KAPPAS, types: Sequence[str] | None = None
     ) -> tuple[list[Closeness], ConversionReport]:
         """Compare ``init='auto'`` and, where most sites were ReLUs, these kappas."""
         closeness, report = self.compare(types=types)

@@ -31,27 +31,16 @@ _LEARNED = ("lambda_param", "kappa_param")
 
 @dataclass
 class Coverage:
-    """What the checks of one config showed.
-
-    Attributes:
-        name: The config.
-        report: What was converted and what was left; None if building it failed.
-        added: Number of parameters that were added and train.
-        frozen: Number of parameters that were added to frozen stages.
-        losses: The sum of the losses, unconverted and converted; None without a step.
-        remarks: What else there is to say.
-        failures: What is wrong.
-        seconds: CPU time of the checks.
-    """
+    """What the checks of one config showed."""
 
     name: str
-    report: ConversionReport | None = None
-    added: int = 0
-    frozen: int = 0
-    losses: tuple[float, float] | None = None
+    report: ConversionReport | None = None  # None if building it failed
+    added: int = 0  # new parameters that train
+    frozen: int = 0  # new parameters in frozen stages
+    losses: tuple[float, float] | None = None  # unconverted, converted; summed up
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of CPU time
 
 
 def check_family(name: str) -> Coverage:

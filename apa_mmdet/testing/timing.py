@@ -65,8 +65,7 @@ def gpu_work(
 ) -> tuple[int, float] | tuple[None, None]:
     """Return how many kernels, copies and fills a call launches, and their seconds.
 
-    The seconds are the sum of their durations on the GPU, by ``torch.profiler``. On a
-    CPU both are None.
+    Both are None on a CPU.
     """
     if not is_gpu(device):
         return None, None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import io
-import os
 import os.path as osp
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,17 +63,16 @@ def output_stem(output: str) -> str:
     folder, name = osp.split(osp.abspath(output))
     if not osp.isdir(folder):
         raise SystemExit(f"output {output}: no folder {folder}; create it first")
-    stem = name.removesuffix(".pth")
-    if not stem or osp.isdir(output):
+    stem = osp.join(folder, name.removesuffix(".pth"))
+    if name in ("", ".pth") or osp.isdir(output):
         raise SystemExit(f"output {output}: expected the name of a file, as NAME.pth")
-    taken = re.compile(re.escape(stem) + r"-[0-9a-f]{8}\.pth")
-    for other in sorted(os.listdir(folder)):
-        if taken.fullmatch(other):
-            raise SystemExit(
-                f"output {output}: {osp.join(folder, other)} already exists; remove "
-                f"it or choose another name"
-            )
-    return osp.join(folder, stem)
+    taken = sorted(glob.glob(f"{glob.escape(stem)}-{8 * '[0-9a-f]'}.pth"))
+    if taken:
+        raise SystemExit(
+            f"output {output}: {taken[0]} already exists; remove it or choose another "
+            f"name"
+        )
+    return stem
 
 
 def read(path: str) -> object:
