@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -160,19 +160,17 @@ class Reference:
         yield outputs(model, self._inputs, self._samples)
         yield outputs(model.double(), self._inputs.double(), self._samples)
 
-    def compare(
-        self, kappa: float | None = None, types: Sequence[str] | None = None
-    ) -> tuple[Closeness, ConversionReport]:
+    def compare(self, kappa: float | None = None) -> tuple[Closeness, ConversionReport]:
         """Convert a copy of the detector and compare its outputs.
 
         Sites that were a kind of ReLU start at λ = 1 and ``kappa``; without it, all
-        start as with ``init='auto'``. ``types`` is that of ``convert_activations``.
+        start as with ``init='auto'``.
         """
         model = copy.deepcopy(self.model)
         init: str | dict = "auto"
         if kappa is not None:
             init = {kind: dict(lam=1.0, kappa=kappa) for kind in _RELUS}
-        report = convert_activations(model, init=init, types=types)
+        report = convert_activations(model, init=init)
         ratios: dict[str, tuple[float, float]] = {}  # by site, of its last call
         for path in (site.path for site in report.sites):
             model.get_submodule(path).register_forward_hook(
@@ -190,14 +188,14 @@ class Reference:
         return closeness, report
 
     def compare_starts(
-        self, kappas: Iterable[float] = KAPPAS, types: Sequence[str] | None = None
+        self, kappas: Iterable[float] = KAPPAS
     ) -> tuple[list[Closeness], ConversionReport]:
         """Compare ``init='auto'`` and, where most sites were ReLUs, these kappas."""
-        closeness, report = self.compare(types=types)
+        closeness, report = self.compare()
         results = [closeness]
         relus = sum(kind_of(site) in _RELUS for site in report.sites)
         if relus * 2 > len(report.sites):
-            results += [self.compare(kappa, types)[0] for kappa in kappas]
+            results += [self.compare(kappa)[0] for kappa in kappas]
         return results, report
 
 
