@@ -31,7 +31,7 @@ from typing import Any
 
 _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
 # Of the operators and of apa_mmdet.ops.plain's function, as a trace names them.
-_KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._Activation")
+_KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._PlainAPA")
 
 
 def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

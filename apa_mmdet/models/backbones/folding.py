@@ -73,7 +73,7 @@ def norm_add_activation(
 
 
 def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
-    """Tell whether a norm and the activation after it can be one operation.
+    """Return whether a norm and the activation after it can be one operation.
 
     They can if the norm is a batch norm whose statistics no other process shares, the
     activation an AGLU, neither has a hook, and the plain implementation was not asked
@@ -90,7 +90,7 @@ def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Tell whether calling a module only runs its class's ``forward``."""
+    """Return whether calling a module only runs its class's ``forward``."""
     return not (
         "forward" in vars(module)
         or module._forward_hooks
@@ -112,7 +112,7 @@ def _can_fold(norm: nn.Module) -> bool:
 
 
 def _uses_batch(norm: nn.Module) -> bool:
-    """Tell whether a batch norm uses its batch's statistics, as torch decides it."""
+    """Return whether a batch norm uses its batch's statistics, as torch decides it."""
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 

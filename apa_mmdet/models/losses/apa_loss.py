@@ -95,7 +95,8 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
         self.register_buffer("class_frequency", torch.zeros(num_classes))
-        self._has_frequency = False  # cached, because checking would synchronize with the GPU
+        # Cached, because checking would synchronize with the GPU.
+        self._has_frequency = False
 
     def init_weights(self) -> None:
         """Refuse to start training if class frequencies are needed and missing.
