@@ -276,8 +276,8 @@ def test_the_package_installs_what_its_list_says(installation):
     ]
     by_modules = installation["modules"][-1][-1]
     assert set(installation["added"]) - set(by_modules) == {
-        "activations of: prim::PythonOp._Activation",
-        "flops of: prim::PythonOp._Activation",
+        "activations of: prim::PythonOp._APAActivation",
+        "flops of: prim::PythonOp._APAActivation",
         "mmdet optimizer wrapper constructor: DefaultOptimWrapperConstructor",
         "mmengine model: AGLU",
         "mmengine model: APA",

@@ -1,8 +1,7 @@
-"""Repairs that MMEngine, its forks and lvis need with current torch and numpy.
+"""Workarounds that MMEngine, its forks and lvis need with current torch and numpy.
 
-``apa_mmdet/__init__.py`` applies them all when it is imported, so ``custom_imports`` is
-enough. Each one names its upstream report and the version that makes it unnecessary;
-applying it twice changes nothing.
+Each links the upstream issue and names the version that makes it unnecessary; applying
+it twice changes nothing. ``apa_mmdet/__init__.py`` applies them all.
 """
 
 from __future__ import annotations
@@ -81,16 +80,7 @@ def refuse_untrusted_downloads() -> None:
         )
 
 
-class _NumpyWithFloat(ModuleType):
-    """Numpy with the ``np.float`` that it had before 1.24."""
-
-    float = float
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-
-def give_lvis_its_float() -> None:
+def restore_np_float_in_lvis() -> None:
     """Give ``np.float`` to ``lvis.eval``, which uses it, and to no other module.
 
     Without it, on numpy 1.24 and later, LVIS evaluation ends in ``AttributeError``
@@ -102,4 +92,6 @@ def give_lvis_its_float() -> None:
     import lvis.eval
 
     if not hasattr(lvis.eval.np, "float"):
-        lvis.eval.np = _NumpyWithFloat("numpy")
+        numpy = ModuleType("numpy")
+        numpy.float, numpy.__getattr__ = float, functools.partial(getattr, np)
+        lvis.eval.np = numpy

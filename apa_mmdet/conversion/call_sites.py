@@ -1,4 +1,4 @@
-"""Where a module calls its activations, read from the source of its methods.
+"""The places where a module calls its activations, read from the source of its methods.
 
 MMDetection often calls one activation module in several places (``self.relu`` three
 times in a bottleneck) or a function inline (``F.relu``). Each place in the code is one
@@ -17,65 +17,44 @@ from typing import Any
 from torch import nn
 
 from . import kinds
-from .edits import BaseCall, Place
-from .source import inherited, readable_classes, syntax
+from .rewriting import BaseCall
+from .source import Place, inherited, readable_classes, syntax
 from .static_values import UNKNOWN, evaluate
 from .walker import Walker
 
 
 @dataclass
 class Call:
-    """A call of an activation.
-
-    Attributes:
-        place: Where it is.
-        attribute: The attribute that is called; None for a function called inline.
-        kind: What the inline function is, a key of ``kinds.KINDS``.
-        options: Arguments of an inline function that AGLU must keep.
-        loops: The loops over the module's own layers around it, outermost first.
-        index: The pass through each of those loops.
-        producer: The child module whose result is its input, if that is evident.
-        repeated: Whether it runs more than once with the same weights.
-        takes_more: Whether it is called with more than the input.
-    """
+    """A call of an activation."""
 
     place: Place
-    attribute: str | None
-    kind: str | None
-    options: dict[str, Any]
-    loops: tuple[Place, ...]
-    index: tuple[int, ...]
-    producer: str | None
-    repeated: bool
-    takes_more: bool = False
+    attribute: str | None  # that is called; None for a function called inline
+    kind: str | None  # of the function, a key of kinds.KINDS
+    options: dict[str, Any]  # AGLU's further arguments in place of the function
+    loops: tuple[Place, ...]  # over the module's own layers, outermost first
+    index: tuple[int, ...]  # the pass through each of these loops
+    producer: str | None  # the child module whose result is the input, if evident
+    repeated: bool  # runs several times with the same weights
+    takes_more: bool = False  # arguments than the input
 
 
 class CallReader(Walker):
-    """Collects the activation calls in one module's methods.
-
-    Args:
-        module: The module.
-        activations: Names of its attributes that are activations.
-
-    Attributes:
-        escapes: Activations that are not only called, so that they cannot be split.
-        discarded: Activations called for their effect on the input, result unused.
-        left: Inline calls that stay, as (method, function, reason).
-        base_calls: Calls of base classes' versions of methods.
-        repeated_children: Names of children that are used more than once with the same
-            weights, for instance by a head that runs on each feature level.
-        looks_up: Whether attributes are looked up by a name that is computed.
-    """
+    """Collects the calls of some attributes and functions in one module's methods."""
 
     def __init__(self, module: nn.Module, activations: set[str]) -> None:
         super().__init__(module)
         self.activations = activations
+        # Activations that are not only called, so that they cannot be split.
         self.escapes: set[str] = set()
+        # Activations called for their effect on the input, with the result unused.
         self.discarded: set[str] = set()
+        # Inline calls that stay, as (method, function, reason), in order.
         self.left: dict[tuple[str, str, str], None] = {}
         self.base_calls: dict[BaseCall, None] = {}
+        # Children used several times with the same weights, such as a head's layers
+        # that run on each feature level.
         self.repeated_children: set[str] = set()
-        self.looks_up = False
+        self.looks_up = False  # attributes by a name that is computed
 
     def reset(self) -> None:
         """Reset the traversal and the calls collected on it."""
@@ -152,7 +131,10 @@ class CallReader(Walker):
             del self.calls[call.place, call.index]
             self.discarded.add(call.attribute or "")
             if call.attribute is None:
-                self._leave(node.value, "its result is not used: it works in place")
+                self._leave(
+                    node.value,
+                    "its result is discarded (called for its in-place effect)",
+                )
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: D102
         if not self.is_self(node.value):
@@ -277,16 +259,20 @@ class CallReader(Walker):
             self._helper(function)
 
     def _inline(self, node: ast.Call, kind: str) -> None:
-        options = {}
-        if "negative_slope" in kinds.KINDS[kind].options:
-            given = [k.value for k in node.keywords if k.arg == "negative_slope"]
-            given += node.args[1:2]
-            slope = self.value(given[0]) if given else kinds.DEFAULT_SLOPE
-            if not isinstance(slope, (int, float)):
-                self._leave(node, "its negative_slope is not known beforehand")
+        entry = kinds.KINDS[kind]
+        arguments = dict(entry.arguments)
+        given = dict(zip(arguments, node.args[1:]))
+        given.update({k.arg: k.value for k in node.keywords})
+        for name in arguments.keys() & given.keys():
+            value = arguments[name] = self.value(given[name])
+            if not isinstance(value, (int, float, str)):
+                self._leave(node, f"its {name} is not known at conversion time")
                 return
-            options["negative_slope"] = float(slope)
-        self._record(node, None, kind, options)
+        misfit = entry.misfit(arguments)
+        if misfit:
+            self._leave(node, misfit)
+        else:
+            self._record(node, None, kind, entry.aglu_options(arguments))
 
     def _helper(self, function: FunctionType) -> None:
         """Note the activations that a function outside any class calls."""

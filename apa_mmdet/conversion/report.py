@@ -1,4 +1,4 @@
-"""What a conversion has made learnable and what it has left."""
+"""The report of a conversion: what became learnable and what was left."""
 
 from __future__ import annotations
 
@@ -56,16 +56,19 @@ class ConversionReport:
         lines = [
             f"{len(self.sites)} activations became learnable"
             + (f", {frozen} of them frozen with their stage" if frozen else "")
-            + f"; {len(self.left)} were left."
+            + f"; {len(self.left)} left unconverted."
         ]
         if self.sites:
-            rows = [("site", "was", "becomes", "start", "shared")]
+            rows = [("site", "replaced", "activation", "start", "shared")]
             for site in self.sites:
                 start = site.start + ("" if site.trainable else ", frozen")
                 rows.append((site.path, site.was, site.becomes, start, site.shared))
             lines += ["", *aligned(rows)]
         if self.left:
-            lines += ["", *aligned([("left", "is", "reason"), *self._left_rows()])]
+            lines += [
+                "",
+                *aligned([("left", "activation", "reason"), *self._left_rows()]),
+            ]
         return "\n".join(lines)
 
     def _left_rows(self) -> list[tuple[str, str, str]]:

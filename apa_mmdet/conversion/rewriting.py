@@ -2,7 +2,7 @@
 
 A module that calls one activation in several places, or a function inline, becomes an
 instance of a subclass made for it. The subclass's methods are the original ones,
-compiled anew from their source with the call expressions replaced. Lines and file names
+recompiled from their source with the call expressions replaced. Lines and file names
 stay, so tracebacks and debuggers show the original code.
 """
 
@@ -12,14 +12,37 @@ import ast
 import copy
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
 from torch import nn
 
-from .edits import BaseCall, SiteCall, position
-from .source import digest, methods, syntax
+from .source import Place, digest, methods, position, syntax
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """A call of an activation, to be routed to its site."""
+
+    place: Place
+    attribute: str  # to call instead
+    # The first number of the key in that attribute's ActivationSites, if more than one
+    # group of calls has sites there, and the loops whose passes are the further ones.
+    # With neither, the attribute is the activation itself.
+    number: str | None
+    loops: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class BaseCall:
+    """A call of a base class's version of a method."""
+
+    place: Place
+    base: type
+    method: str
+    by_name: bool  # Base.method(self, ...), not super().method(...)
 
 
 class ActivationSites(nn.ModuleDict):
@@ -56,7 +79,7 @@ def rewrite(
 
 
 def is_rewritten(module: nn.Module) -> bool:
-    """Tell whether a module's class was made by :func:`rewrite`."""
+    """Return whether a module's class was made by :func:`rewrite`."""
     return "_made_from" in vars(type(module))
 
 
@@ -109,7 +132,7 @@ def _changed(owner: type, *methods: str) -> RuntimeError:
         f"{' and '.join(sorted(methods))}() of {owner.__module__}."
         f"{owner.__qualname__} is not what it was when this model was converted: the "
         f"source of the class has changed, or another release of it is installed; "
-        f"build the model anew, convert it, and load a state_dict instead"
+        f"rebuild the model, convert it, and load a state_dict instead"
     )
 
 
@@ -122,7 +145,7 @@ def _rewritten(
     """Return a method with these calls replaced.
 
     It shares the original's globals, defaults and enclosing scopes; decorators are
-    applied to it anew.
+    re-applied to it.
     """
     function = vars(owner).get(method)
     definition = copy.deepcopy(syntax(function)) if callable(function) else None
@@ -164,16 +187,10 @@ def _inner_code(code: CodeType) -> CodeType:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Replaces calls in a method.
+    """Replaces calls in a method of class ``owner``; ``self_name`` is its ``self``.
 
-    Args:
-        owner: The class that defines the method.
-        self_name: What the method calls the module.
-        calls: The calls.
-        names: The new methods' names, by the class and name of the original.
-
-    Attributes:
-        pending: Positions of calls and loops that have not been visited yet.
+    ``names`` gives the new methods' names, by the class and name of the original;
+    ``pending`` holds the positions of calls and loops that have not been visited yet.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What a library's modules mean that their code does not tell, handed in by it.
+"""Library-specific knowledge that cannot be read from a module's code.
 
 The conversion itself knows only torch. A package that knows more about particular
-classes describes them as :class:`ModelRules` and hands these in by :func:`add_rules`.
-``apa_mmdet.models.conversion_rules`` does so for MMDetection.
+classes describes them as :class:`ModelRules` and registers them with
+:func:`add_rules`. ``apa_mmdet.models.conversion_rules`` does so for MMDetection.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import linecache
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
 
@@ -15,6 +16,22 @@ from torch import nn
 
 # Read although it is torch's own, because it takes its activation as a function.
 _READ_IN_TORCH = "torch.nn.modules.transformer"
+
+Position = tuple[int, int, int, int]
+
+
+def position(node: ast.AST) -> Position:
+    """Return a node's first line and column and its last ones, as in the file."""
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node in a method: the class that defines it, its name, and the position."""
+
+    owner: type
+    method: str
+    position: Position
 
 
 @cache
@@ -96,7 +113,7 @@ def inherited(cls: type, after: type, name: str) -> tuple[type, FunctionType] | 
 
 @cache
 def mentions(cls: type, words: tuple[str, ...]) -> bool:
-    """Tell whether the source of a class or of its bases contains one of the words."""
+    """Return whether the source of a class or its bases contains one of the words."""
     return any(
         word in text for text in map(_text, readable_classes(cls)) for word in words
     )
@@ -119,7 +136,7 @@ def _text(cls: type) -> str:
 
 @cache
 def calls_on_others(cls: type, name: str) -> bool:
-    """Tell whether a method of a class calls ``name(x)`` on anything but ``self``."""
+    """Return whether a method of a class calls ``name(x)`` on anything but ``self``."""
     if not mentions(cls, (f".{name}(",)):
         return False
     for _, function in methods(cls).values():
@@ -140,7 +157,7 @@ def calls_on_others(cls: type, name: str) -> bool:
 
 
 def is_container(module: nn.Module) -> bool:
-    """Tell whether torch's own code, or the parent's, calls the children in turn."""
+    """Return whether torch's own code, or the parent's, calls the children in turn."""
     forward = type(module).forward
     return forward in (
         nn.Sequential.forward,

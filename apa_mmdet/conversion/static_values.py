@@ -91,7 +91,7 @@ def loop_values(iterable: Any) -> list | None:
 
 
 def contain_modules(values: list) -> bool:
-    """Tell whether any of a loop's values is a module, or a tuple with one."""
+    """Return whether any of a loop's values is a module, or a tuple with one."""
     return any(
         isinstance(item, nn.Module)
         for value in values

@@ -33,11 +33,8 @@ class ClassFrequencyHook(Hook):
         """Read the frequencies if this run trains."""
         # By now only train() has built the loop. Reading runner.train_loop instead
         # would build the training data set even to test.
-        loop = runner._train_loop
-        if not isinstance(loop, BaseLoop):
-            return
-        losses = _losses(runner)
-        if not losses:
+        loop, losses = runner._train_loop, _losses(runner)
+        if not losses or not isinstance(loop, BaseLoop):
             return
         self._frequency = class_frequency(loop.dataloader.dataset)
         for loss in losses:

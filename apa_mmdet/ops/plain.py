@@ -150,7 +150,7 @@ def reduce(grad: Tensor, param: Tensor, axis: int) -> Tensor:
     return total.to(param.dtype)
 
 
-class _Activation(Function):
+class _APAActivation(Function):
     @staticmethod
     def forward(ctx, x, lam, kappa, name, axis):
         ctx.save_for_backward(x, lam, kappa)
@@ -188,7 +188,7 @@ def activation(
     if is_exporting_to_onnx():
         y = _exportable(name, x, lam, kappa, axis)
     else:
-        y = _Activation.apply(x, lam, kappa, name, axis)
+        y = _APAActivation.apply(x, lam, kappa, name, axis)
     if negative_slope:
         y = torch.lerp(y, x, negative_slope)
     return y if max_value is None else y.clamp(max=max_value)

@@ -95,21 +95,19 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
         self.register_buffer("class_frequency", torch.zeros(num_classes))
-        self._has_frequency = False  # known without looking, which waits for a GPU
+        # Cached, because checking would synchronise with the GPU.
+        self._has_frequency = False
 
     def init_weights(self) -> None:
-        """Refuse to start training if class frequencies are needed and missing.
+        """Raise a RuntimeError if class frequencies are needed and missing.
 
         MMEngine's Runner calls this after the hooks' ``before_run`` and before the
         first iteration.
-
-        Raises:
-            RuntimeError: If ``rare_threshold`` is set and ``class_frequency`` is empty.
         """
         self._require_frequency()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # It describes the data and is not a weight; published checkpoints lack it.
+        # It describes the data, not the model; published checkpoints lack it.
         state_dict.setdefault(prefix + "class_frequency", self.class_frequency)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._has_frequency = bool(self.class_frequency.any())
@@ -185,9 +183,6 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         if reduction != "mean":
             return loss
         return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
-
-    def _foreground(self, labels: Tensor) -> Tensor:
-        return (labels >= 0) & (labels < self.num_classes)
 
     def _require_frequency(self) -> None:
         if self.rare_threshold is None or self._has_frequency:
