@@ -163,17 +163,12 @@ class CallReader(Walker):
                 self.enter("forward", *self.methods["forward"], {})
         elif isinstance(func, ast.Name):
             if func.id == "getattr" and node.args and self.is_self(node.args[0]):
-                self._look_up(node.args[1])
+                attribute = self.value(node.args[1])
+                self.looks_up |= attribute is UNKNOWN
+                self.escapes |= self.activations & {attribute}
             self._call_function(node, self.value(func))
         else:
             self.visit(func)
-
-    def _look_up(self, name: ast.expr) -> None:
-        value = self.value(name)
-        if value is UNKNOWN:
-            self.looks_up = True
-        elif value in self.activations:
-            self.escapes.add(value)
 
     def _call_attribute(self, node: ast.Call, func: ast.Attribute) -> None:
         if self.is_self(func.value):
@@ -181,47 +176,31 @@ class CallReader(Walker):
                 self._record(node, func.attr, None, {})
             elif func.attr in self.methods:
                 owner, function = self.methods[func.attr]
-                known = self._arguments(function, node)
-                self.enter(func.attr, owner, function, known)
+                self.enter(func.attr, owner, function, self._arguments(function, node))
             else:
                 self.visit(func)
-        elif isinstance(func.value, ast.Call) and _is_super(func.value):
-            cls, owner = type(self.module), self.current[0]
-            version = inherited(cls, owner, func.attr)
-            self._call_base(node, func.attr, version, by_name=False)
+        elif isinstance(func.value, ast.Call) and _is_named(func.value.func, "super"):
+            base = inherited(type(self.module), self.current[0], func.attr)
+            self._call_base(node, func.attr, base, by_name=False)
         else:
             value = self.value(func)
-            if node.args and self.is_self(node.args[0]) and value is not UNKNOWN:
-                version = self._version(func.attr, value)
-                self._call_base(node, func.attr, version, by_name=True)
-            elif value is not UNKNOWN:
-                self._call_function(node, value)
-            elif (
-                func.attr in kinds.KIND_OF_METHOD
-                and not node.args
-                and not node.keywords
-            ):
-                self.visit(func.value)
-                self._record(node, None, kinds.KIND_OF_METHOD[func.attr], {})
-            else:
+            is_call_without = not (node.args or node.keywords)
+            if value is UNKNOWN:
                 self.visit(func)
-
-    def _version(self, name: str, method: Any) -> tuple[type, FunctionType] | None:
-        """Return the class whose version of a method this is, with the method."""
-        for klass in readable_classes(type(self.module)):
-            if vars(klass).get(name) is method and isinstance(method, FunctionType):
-                return klass, method
-        return None
+                if func.attr in kinds.KIND_OF_METHOD and is_call_without:
+                    self._call_inline(node, kinds.KIND_OF_METHOD[func.attr])
+            elif node.args and self.is_self(node.args[0]):
+                classes = readable_classes(type(self.module))
+                owners = (c for c in classes if vars(c).get(func.attr) is value)
+                self._call_base(node, func.attr, next(owners, None), by_name=True)
+            else:
+                self._call_function(node, value)
 
     def _call_base(
-        self,
-        node: ast.Call,
-        name: str,
-        version: tuple[type, FunctionType] | None,
-        by_name: bool,
+        self, node: ast.Call, name: str, base: type | None, by_name: bool
     ) -> None:
-        if version is not None:
-            base, function = version
+        function = vars(base)[name] if base is not None else None
+        if isinstance(function, FunctionType):
             self.base_calls[BaseCall(self.place(node), base, name, by_name)] = None
             self.enter(name, base, function, {})
 
@@ -254,17 +233,19 @@ class CallReader(Walker):
         if reason is not None:
             self._leave(node, reason)
         elif kind is not None:
-            self._inline(node, kind)
+            self._call_inline(node, kind)
         elif isinstance(function, FunctionType):
             self._helper(function)
 
-    def _inline(self, node: ast.Call, kind: str) -> None:
+    def _call_inline(self, node: ast.Call, kind: str) -> None:
         entry = kinds.KINDS[kind]
         arguments = dict(entry.arguments)
         given = dict(zip(arguments, node.args[1:]))
         given.update({k.arg: k.value for k in node.keywords})
-        for name in arguments.keys() & given.keys():
-            value = arguments[name] = self.value(given[name])
+        for name, default in entry.arguments.items():
+            expression = given.get(name, given.get(None))  # None: **kwargs
+            value = self.value(expression) if expression else default
+            arguments[name] = value
             if not isinstance(value, (int, float, str)):
                 self._leave(node, f"its {name} is not known at conversion time")
                 return
@@ -306,17 +287,11 @@ class CallReader(Walker):
             if self.is_self(argument.func.value):
                 producer = argument.func.attr
         self.calls[place, self.index] = Call(
-            place,
-            attribute,
-            kind,
-            options,
-            self.loops,
-            self.index,
-            producer,
-            self.repeated,
+            *(place, attribute, kind, options, self.loops, self.index, producer),
+            repeated=self.repeated,
             takes_more=len(node.args) + len(node.keywords) > 1,
         )
 
 
-def _is_super(node: ast.Call) -> bool:
-    return isinstance(node.func, ast.Name) and node.func.id == "super"
+def _is_named(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name

@@ -65,24 +65,16 @@ class ConversionReport:
                 rows.append((site.path, site.was, site.becomes, start, site.shared))
             lines += ["", *aligned(rows)]
         if self.left:
-            lines += [
-                "",
-                *aligned([("left", "activation", "reason"), *self._left_rows()]),
-            ]
+            alike: dict[tuple[str, str], list[str]] = {}
+            for left in self.left:
+                alike.setdefault((left.was, left.reason), []).append(left.path)
+            rows = [("left", "activation", "reason")]
+            for reason, paths in alike.items():
+                rows += [(path, *reason) for path in paths[:_SHOWN]]
+                if len(paths) > _SHOWN:
+                    rows.append((f"... and {len(paths) - _SHOWN} more", *reason))
+            lines += ["", *aligned(rows)]
         return "\n".join(lines)
-
-    def _left_rows(self) -> list[tuple[str, str, str]]:
-        """Return the first few paths for each activation and reason."""
-        alike: dict[tuple[str, str], list[str]] = {}
-        for left in self.left:
-            alike.setdefault((left.was, left.reason), []).append(left.path)
-        rows = []
-        for (was, reason), paths in alike.items():
-            more = len(paths) - _SHOWN
-            rows += [(path, was, reason) for path in paths[:_SHOWN]]
-            if more > 0:
-                rows.append((f"... and {more} more", was, reason))
-        return rows
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -96,19 +96,15 @@ def methods(cls: type) -> dict[str, tuple[type, FunctionType]]:
     return by_name
 
 
-def inherited(cls: type, after: type, name: str) -> tuple[type, FunctionType] | None:
-    """Return what ``super().name`` in class ``after`` runs on an instance of ``cls``.
+def inherited(cls: type, after: type, name: str) -> type | None:
+    """Return the class whose ``name`` a ``super().name`` in class ``after`` reaches.
 
-    None if that is one of torch's methods, or not a function.
+    ``cls`` is the class of the instance. None if that class is not readable.
     """
     mro = cls.__mro__
-    for klass in mro[mro.index(after) + 1 :]:
-        if name in vars(klass):
-            value = vars(klass)[name]
-            readable = klass in readable_classes(cls)
-            is_method = readable and isinstance(value, FunctionType)
-            return (klass, value) if is_method else None
-    return None
+    owners = (k for k in mro[mro.index(after) + 1 :] if name in vars(k))
+    owner = next(owners, None)
+    return owner if owner in readable_classes(cls) else None
 
 
 @cache

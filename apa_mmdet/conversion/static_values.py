@@ -32,6 +32,8 @@ def evaluate(
         known: Values of local names, ``self`` among them.
         module_globals: The globals of the function that contains it.
     """
+    if isinstance(expression, ast.Starred):
+        return UNKNOWN
     for node in ast.walk(expression):
         if isinstance(node, ast.Call):
             func = node.func

@@ -518,7 +518,7 @@ WRONG = {
     "no SE": (
         dict(),
         dict(attention=None),
-        r"attention is SE, the model's NONE.*type='APASELayer'.*not in the model: layer1.0.se",
+        r"is SE, the model's NONE.*type='APASELayer'.*not in the model: layer1.0.se",
     ),
     "CBAM for SE": (dict(), dict(attention="cbam"), "CBAM.*type='APASELayer'"),
     "SE for CBAM": (dict(attention="cbam"), dict(), "SE.*type='APACBAM'"),
