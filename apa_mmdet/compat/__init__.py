@@ -19,17 +19,15 @@ from .stand_ins import STAND_INS
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read the content of MMEngine's checkpoints.
 
-    Since torch 2.6, where ``weights_only`` became the default, resuming and testing
-    raise ``UnpicklingError``: the message hub contains HistoryBuffer, numpy scalars and
-    arrays, and a pickled ``getattr``. Third-party checkpoints often also contain the
-    ``argparse.Namespace`` of their training run. The objects added to torch's list are
-    stand-ins that check their input (see :mod:`apa_mmdet.compat.stand_ins`).
+    Without it, resuming and testing raise ``UnpicklingError`` since torch 2.6: the
+    message hub contains HistoryBuffer, numpy scalars and arrays, and a pickled
+    ``getattr``; third-party checkpoints often also contain the ``argparse.Namespace``
+    of their training run. The objects added to torch's list are stand-ins that check
+    their input (:mod:`apa_mmdet.compat.stand_ins`). Do not also add numpy's own
+    functions: which of two entries of one name is used is undefined.
 
-    Do not also add numpy's own functions to torch's list: which of two entries of one
-    name is used is undefined.
-
-    Below torch 2.6 this does nothing. There ``torch.load`` trusts the file by default,
-    and its list does not accept pairs of object and name (pytorch/pytorch#142153).
+    Below torch 2.6 this does nothing: ``torch.load`` trusts the file by default, and
+    its list does not accept pairs of object and name (pytorch/pytorch#142153).
 
     Upstream: open-mmlab/mmengine#1655. Unnecessary from: none yet (0.10.7 is the
     latest release).

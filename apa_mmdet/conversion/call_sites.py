@@ -179,7 +179,7 @@ class CallReader(Walker):
                 self.enter(func.attr, owner, function, self._arguments(function, node))
             else:
                 self.visit(func)
-        elif isinstance(func.value, ast.Call) and _is_named(func.value.func, "super"):
+        elif isinstance(func.value, ast.Call) and _is_super(func.value.func):
             base = inherited(type(self.module), self.current[0], func.attr)
             self._call_base(node, func.attr, base, by_name=False)
         else:
@@ -293,5 +293,5 @@ class CallReader(Walker):
         )
 
 
-def _is_named(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "super"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import nn
 
@@ -100,9 +99,11 @@ def convert_activations(
     fixed = fixed_in(model)
     # Everything is decided before anything changes.
     chosen = [_choose(plan, options, fixed, report) for plan in plans]
-    for plan, sites in zip(plans, chosen):
-        if sites:
-            _convert(plan, sites, options, report)
+    converted = [
+        (plan, site, activation)
+        for plan, sites in zip(plans, chosen)
+        for site, activation in _convert(plan, sites, options)
+    ]
     finish(model)
     for module in model.modules():
         # Stages are frozen while a model is built and again in train(). DDP and the
@@ -110,9 +111,7 @@ def convert_activations(
         freeze = getattr(module, "_freeze_stages", None)
         if callable(freeze) and not inspect.signature(freeze).parameters:
             freeze()
-    for i, site in enumerate(report.sites):
-        trains = model.get_parameter(f"{site.path}.lambda_param").requires_grad
-        report.sites[i] = replace(site, trainable=trains)
+    report.sites = [_report_site(*each) for each in converted]
     model.conversion_report = report
     return report
 
@@ -144,13 +143,12 @@ def _choose(
 
 
 def _convert(
-    plan: ModulePlan,
-    sites: list[PlannedSite],
-    options: Options,
-    report: ConversionReport,
-) -> None:
-    """Replace the activations of one module, and route its calls to them."""
-    module = plan.module
+    plan: ModulePlan, sites: list[PlannedSite], options: Options
+) -> list[tuple[PlannedSite, nn.Module]]:
+    """Replace the activations of one module at these sites, and route its calls."""
+    if not sites:
+        return []
+    module, converted = plan.module, []
     activations: dict[str, dict[str | None, nn.Module]] = {}  # by attribute and key
     for site in plan.sites:
         if site in sites:
@@ -160,7 +158,7 @@ def _convert(
                 activation.to(neighbours[0].device)
                 if not any(parameter.requires_grad for parameter in neighbours):
                     activation.requires_grad_(False)
-            report.sites.append(_report_site(plan, site, activation))
+            converted.append((site, activation))
         else:
             activation = site.fixed_activation()
         activations.setdefault(site.attribute, {})[site.key] = activation
@@ -168,7 +166,7 @@ def _convert(
     if plan.converter is not None:
         by_name = {k: v for each in activations.values() for k, v in each.items()}
         plan.converter.convert(module, by_name)
-        return
+        return converted
     site_calls = []
     for attribute in dict.fromkeys(site.attribute for site in sites):
         by_key = activations[attribute]
@@ -185,6 +183,7 @@ def _convert(
         # torch's TransformerEncoderLayer would compute its own ReLU or GELU in one
         # fused call when it does not train.
         module.activation_relu_or_gelu = 0
+    return converted
 
 
 def _report_site(plan: ModulePlan, site: PlannedSite, activation: nn.Module) -> Site:
@@ -203,6 +202,7 @@ def _report_site(plan: ModulePlan, site: PlannedSite, activation: nn.Module) -> 
         becomes=type(activation).__name__,
         start=f"lambda {lam}, kappa {kappa}",
         shared="; ".join(shared),
+        trainable=activation.lambda_param.requires_grad,
     )
 
 

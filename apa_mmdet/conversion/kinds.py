@@ -134,6 +134,7 @@ _KIND_OF: dict[Any, str] = {
     for key in (kind.module, *kind.aliases, *kind.functions)
 }
 _KIND_OF[nn.Sigmoid] = GATE
+WITH_ARGUMENTS = {name for name, kind in KINDS.items() if kind.arguments}
 KIND_OF_METHOD = {m: name for name, kind in KINDS.items() for m in kind.methods}
 # Words that the source of an inline activation contains, converted or not.
 FUNCTION_NAMES = tuple(

@@ -108,48 +108,36 @@ def plan_module(
 ) -> ModulePlan:
     """Find the sites of one module.
 
-    Args:
-        module: The module.
-        is_called_elsewhere: Returns whether some module calls an attribute of that name
-            on an object other than itself.
+    ``is_called_elsewhere(name)`` tells whether some module calls an attribute of that
+    name on an object other than itself.
     """
     plan = ModulePlan(module)
-    activations = _activation_attributes(module)
-    if "forward" in vars(module):
-        plan.sites = [_whole(module, *item) for item in activations.items()]
-        why = "it was replaced on the instance, so the class's source is not what runs"
-        plan.left.append(("forward()", "unknown", why))
-        return plan
-    converter = converter_of(module)
-    if converter is not None and activations.keys() >= set(converter.sites.values()):
-        plan.converter = converter
-        for name, attribute in converter.sites.items():
-            plan.sites.append(_whole(module, attribute, activations[attribute], name))
-        return plan
-    if is_container(module):
-        plan.sites = [_whole(module, *item) for item in activations.items()]
-    elif not is_rewritten(module) and (activations or _is_worth_reading(module)):
-        _read(plan, activations, is_called_elsewhere)
-    return plan
-
-
-def _activation_attributes(module: nn.Module) -> dict[str, str]:
-    """Return the attributes of a module that are activations, with their kinds.
-
-    They are child modules, or functions such as ``self.activation = F.relu``.
-    """
-    return {
+    # Child modules, or functions such as self.activation = F.relu, with their kinds.
+    activations = {
         name: kind
         for name, value in {**module._modules, **vars(module)}.items()
         if callable(value) and (kind := kinds.kind_of(value)) is not None
     }
-
-
-def _is_worth_reading(module: nn.Module) -> bool:
-    functions = (function for _, function in methods(type(module)).values())
-    return mentions(type(module), _WORTH_READING) or any(
-        syntax(function) is None for function in functions
-    )
+    converter = converter_of(module)
+    if "forward" in vars(module):
+        plan.sites = [_whole(module, *item) for item in activations.items()]
+        why = "it was replaced on the instance, so the class's source is not what runs"
+        plan.left.append(("forward()", "unknown", why))
+    elif converter and activations.keys() >= set(converter.sites.values()):
+        plan.converter = converter
+        for name, attribute in converter.sites.items():
+            plan.sites.append(_whole(module, attribute, activations[attribute], name))
+    elif is_container(module):
+        plan.sites = [_whole(module, *item) for item in activations.items()]
+    elif not is_rewritten(module):
+        functions = (function for _, function in methods(type(module)).values())
+        if (
+            activations
+            or mentions(type(module), _WORTH_READING)
+            or any(syntax(function) is None for function in functions)
+        ):
+            _read(plan, activations, is_called_elsewhere)
+    return plan
 
 
 def _read(
@@ -169,11 +157,13 @@ def _read(
         plan.left.append((f"{method}()", "unknown", why))
     for attribute, kind in activations.items():
         own = [group for group in groups if group.first.attribute == attribute]
+        options = kinds.options_of(getattr(module, attribute), kind)
         if attribute in reader.discarded:
             why = "it is called only for its effect on the input"
             plan.left.append((attribute, kind, why))
+        elif kind in kinds.WITH_ARGUMENTS and any(g.first.takes_more for g in own):
+            plan.left.append((attribute, kind, "it is called with further arguments"))
         elif own and attribute not in reader.escapes:
-            options = kinds.options_of(getattr(module, attribute), kind)
             _add_sites(plan, own, attribute, kind, options)
         elif (
             attribute in reader.escapes

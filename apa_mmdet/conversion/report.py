@@ -25,8 +25,8 @@ class Site:
     was: str
     becomes: str
     start: str
-    shared: str = ""
-    trainable: bool = True
+    shared: str
+    trainable: bool
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,14 @@ def _rewritten(
     if definition is None:
         raise _changed(owner, method)
     decorators, definition.decorator_list = definition.decorator_list, []
-    rewriter = _Rewriter(owner, definition.args.args[0].arg, calls, names)
+    arguments, definition.returns = definition.args, None
+    for argument in ast.walk(arguments):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    # Already evaluated; the new function takes the original's values.
+    arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
+    arguments.kw_defaults = [d and ast.Constant(None) for d in arguments.kw_defaults]
+    rewriter = _Rewriter(owner, arguments.args[0].arg, calls, names)
     definition = rewriter.visit(definition)
     if rewriter.pending:
         raise _changed(owner, method)
@@ -209,24 +216,9 @@ class _Rewriter(ast.NodeTransformer):
             loop.position: f"_pass_{i}" for i, loop in enumerate(dict.fromkeys(loops))
         }
         self.pending = {*self.calls, *self.counters}
-        self.is_outermost = True
 
     def _attribute(self, name: str) -> ast.Attribute:
         return ast.Attribute(ast.Name(self.self_name, ast.Load()), name, ast.Load())
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        if self.is_outermost:
-            self.is_outermost = False
-            # Already evaluated; the new function takes the original's values.
-            node.args.defaults = [ast.Constant(None) for _ in node.args.defaults]
-            node.args.kw_defaults = [
-                default and ast.Constant(None) for default in node.args.kw_defaults
-            ]
-            node.returns = None
-            for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg):
-                    argument.annotation = None
-        return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         here = position(node)

@@ -109,11 +109,9 @@ class Walker(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: D102
         with self._without(argument.arg for argument in node.args.args):
-            self._run(node.body)
+            self._run(node.body if isinstance(node.body, list) else [node.body])
 
-    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: D102
-        with self._without(argument.arg for argument in node.args.args):
-            self.visit(node.body)
+    visit_Lambda = visit_FunctionDef
 
     def visit_With(self, node: ast.With) -> bool:  # noqa: D102
         for item in node.items:

@@ -47,11 +47,7 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
 
     Args:
         args: Arguments from a parser with :func:`add_common_arguments`.
-        splits: Data sets whose files must exist.
-
-    Raises:
-        SystemExit: If the config file or one of the files it names does not exist, or
-            if ``load_from`` is not a checkpoint.
+        splits: Data sets whose files must exist; without them it raises SystemExit.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not osp.isfile(args.config):
@@ -76,11 +72,8 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
 def is_backbone_checkpoint(path: str) -> bool:
     """Return whether a checkpoint contains only a backbone or a classifier.
 
-    MMEngine does not notice: it finds none of the detector's keys in such a file and
-    continues with random weights.
-
-    Raises:
-        SystemExit: If the file does not exist, cannot be read, or contains no weights.
+    MMEngine finds none of a detector's keys in such a file and continues with random
+    weights. Raises SystemExit if the file cannot be read or contains no weights.
     """
     try:
         weights, _ = weights_of(read_checkpoint(path, weights_only=None))
@@ -92,13 +85,9 @@ def is_backbone_checkpoint(path: str) -> bool:
 
 
 def prepare_load_from(cfg: Config) -> None:
-    """Check ``load_from`` before the data is read; load a backbone into the backbone.
+    """Check ``load_from`` before the data is read; a backbone becomes an ``init_cfg``.
 
-    If the file contains only a backbone or a classifier, it becomes the ``init_cfg`` of
-    the config's backbone instead.
-
-    Raises:
-        SystemExit: If the file is not a checkpoint, or the config cannot use it.
+    Raises SystemExit if the file is not a checkpoint, or the config cannot use it.
     """
     path = cfg.get("load_from")
     if not path or "://" in path:
