@@ -37,9 +37,7 @@ def class_frequency(dataset: Dataset) -> Tensor:
         TypeError: If a data set has no ``get_cat_ids`` or no ``metainfo['classes']``.
         ValueError: If the data sets have different classes, or nothing is annotated.
     """
-    counts: Tensor | None = None
-    num_annotated = 0
-    classes: tuple | None = None
+    classes, counts, num_annotated = None, None, 0
     for leaf in _leaves(dataset):
         names = getattr(leaf, "metainfo", {}).get("classes")
         if names is None or not hasattr(leaf, "get_cat_ids"):

@@ -28,12 +28,8 @@ _COCO_URL = "http://images.cocodataset.org/"
 def set_data_root(cfg: Config, root: str) -> None:
     """Point a config's data sets and evaluators at another folder.
 
-    Every string of the config that begins with its ``data_root`` is changed. MMEngine's
-    own ``--cfg-options data_root=...`` changes only the top-level variable.
-
-    Args:
-        cfg: The config, changed in place. Its ``data_root`` must still be the old one.
-        root: The new folder.
+    Every string of the config that begins with its ``data_root`` is changed, in place.
+    MMEngine's own ``--cfg-options data_root=...`` changes only the top-level variable.
 
     Raises:
         KeyError: If the config has no ``data_root``.
@@ -74,41 +70,34 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
             expected layout of the folder, and the option that points elsewhere.
     """
     for split in splits:
-        loader = cfg.get(f"{split}_dataloader")
-        for dataset in _datasets(loader.get("dataset") if loader else None):
-            if dataset.get("ann_file", "").endswith(".json"):
+        for dataset in _dicts(cfg.get(f"{split}_dataloader")):
+            if str(dataset.get("ann_file")).endswith(".json"):
                 _check_dataset(dataset, split)
-    if "train" in splits and not cfg.get("load_from"):
-        _check_pretrained(cfg.model)
-
-
-def _check_pretrained(node: object) -> None:
-    if isinstance(node, dict):
-        path = node.get("checkpoint")
-        if node.get("type") == "Pretrained" and path and not _is_remote(path):
-            if not osp.isfile(osp.expanduser(path)):
-                raise FileNotFoundError(
-                    f"not found: {osp.abspath(path)}, the pretrained weights\n"
-                    f"Weights of the published SE-ResNet backbones come from the "
-                    f"authors, github.com/kostas1515/AGLU (ImageNet-1K models with "
-                    f"APA); save the file under that name, or train from scratch with "
-                    f"--cfg-options model.backbone.init_cfg=None"
-                )
-        for value in node.values():
-            _check_pretrained(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            _check_pretrained(value)
-
-
-def _datasets(dataset: dict | None) -> Iterator[dict]:
-    if dataset is None:
+    if "train" not in splits or cfg.get("load_from"):
         return
-    if "ann_file" in dataset:
-        yield dataset
-    yield from _datasets(dataset.get("dataset"))
-    for inner in dataset.get("datasets", ()):
-        yield from _datasets(inner)
+    for init in _dicts(cfg.model):
+        path = init.get("checkpoint")
+        if init.get("type") != "Pretrained" or not path or _is_remote(path):
+            continue
+        if not osp.isfile(osp.expanduser(path)):
+            raise FileNotFoundError(
+                f"not found: {osp.abspath(path)}, the pretrained weights\n"
+                f"Weights of the published SE-ResNet backbones come from the authors, "
+                f"github.com/kostas1515/AGLU (ImageNet-1K models with APA); save the "
+                f"file under that name, or train from scratch with "
+                f"--cfg-options model.backbone.init_cfg=None"
+            )
+
+
+def _dicts(node: object) -> Iterator[dict]:
+    """Yield all dicts of a part of a config, from the outermost inwards."""
+    if isinstance(node, dict):
+        yield node
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return
+    for inner in node:
+        yield from _dicts(inner)
 
 
 def _check_dataset(dataset: dict, split: str) -> None:
@@ -140,16 +129,16 @@ def _is_remote(path: str) -> bool:
 def _first_and_last_image(ann_file: str, is_lvis: bool) -> list[str]:
     """Return the first and the last image name of an annotation file."""
     keys = _IMAGE_KEYS if is_lvis else _IMAGE_KEYS[::-1]
-    with open(ann_file, "rb") as file:
-        try:
-            text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # an empty file, for which mmdet has a better error
-            return []
-        with text:
-            for key in keys:
-                positions = {text.find(key), text.rfind(key)} - {-1}
-                if positions:
-                    return [_name_at(text, start) for start in sorted(positions)]
+    if not osp.getsize(ann_file):  # mmdet has a better error
+        return []
+    with (
+        open(ann_file, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        for key in keys:
+            positions = {text.find(key), text.rfind(key)} - {-1}
+            if positions:
+                return [_name_at(text, start) for start in sorted(positions)]
     return []
 
 

@@ -12,8 +12,8 @@ it:
 - :mod:`.files` reads annotation and results files as streams.
 - :mod:`.store` keeps the predictions of a running model on disk, one folder for each
   process: :mod:`~.store.packing` checks and packs an image's predictions,
-  :mod:`~.store.disk` writes and reads the shards, :mod:`~.store.loading` selects from
-  them, :mod:`~.store.ranks` coordinates the processes.
+  :mod:`~.store.disk` writes shards and selects from them, :mod:`~.store.ranks`
+  coordinates the processes.
 - :mod:`.metric` is the metric for MMDetection's configs, :mod:`.report` makes tables, a
   CSV file and a plot.
 

@@ -14,13 +14,14 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 
 from .core.evaluate import LVISResult, evaluate
+from .core.ground_truth import GroundTruth
 from .core.params import check_iou_thrs
 from .core.proposals import proposal_recall, proposal_recall_fast
+from .core.selection import select_judged, top_per_class, top_per_group
 from .files.annotations import load_ground_truth
-from .files.results import ResultsWriter
+from .files.results import write_results
 from .report import class_table, summary_table, write_class_csv
 from .store.disk import ShardReader, ShardWriter
-from .store.loading import DetectionLoader
 from .store.packing import PredictionPacker
 from .store.ranks import RankCoordinator
 
@@ -33,10 +34,8 @@ class LVISFastMetric(BaseMetric):
     """A replacement for mmdet's ``LVISMetric`` with its arguments and result names.
 
     The figures are lvis-api's, at full precision. Predictions are kept on disk as
-    arrays. Those that LVIS does not judge (beyond the 300 best of an image, or of a
-    class that is neither annotated in the image nor known to be absent) are kept only
-    if an option needs them. With several processes each writes its own shards, and the
-    first reads them all.
+    arrays; those that LVIS does not judge are kept only if an option needs them. With
+    several processes each writes its own shards, and the first reads them all.
 
     Unlike in ``LVISMetric``, ``iou_thrs`` and ``proposal_nums`` have an effect, and
     ``'proposal'`` and ``'proposal_fast'`` ignore classes.
@@ -79,8 +78,8 @@ class LVISFastMetric(BaseMetric):
     Raises:
         KeyError: If ``metric`` is not one of those.
         ValueError: If an argument or the annotation file is unusable, or later a
-            prediction; see :class:`~.core.errors.InputErrors`.
-        RuntimeError: If another process died.
+            prediction.
+        RuntimeError: If later another process dies.
     """
 
     default_prefix = "lvis"
@@ -120,52 +119,47 @@ class LVISFastMetric(BaseMetric):
         self.fixed_ap = fixed_ap
         self.max_dets_per_class = max_dets_per_class
         self.num_workers = num_workers
-        self._check_arguments(ann_file, file_client_args)
-        self._ranks = RankCoordinator(collect_dir, timeout)
-        self._writer: ShardWriter | None = None
-        self._has_segm = "segm" in self.metrics
-        # Only the first process computes.
-        with_masks = self._has_segm and not format_only and is_main_process()
-        with get_local_path(ann_file, backend_args=backend_args) as path:
-            self._truth = load_ground_truth(path, with_masks)
-        if img_ids is not None and not isinstance(img_ids, str):
-            self._truth.subset(img_ids)  # an unknown id raises before predicting
-        writes_files = outfile_prefix is not None
-        masks_of = "all" if writes_files else "judged"
-        self._packer = PredictionPacker(
-            self._truth,
-            max_dets,
-            keep_all=writes_files
-            or fixed_ap
-            or any(name.startswith("proposal") for name in self.metrics),
-            need_masks=self._has_segm,
-            masks_of=masks_of if self._has_segm else None,
-        )
-
-    def _check_arguments(self, ann_file: Any, file_client_args: Any) -> None:
-        for metric in self.metrics:
-            if metric not in _METRICS:
-                raise KeyError(f"metric={metric!r}: expected {', '.join(_METRICS)}")
+        if file_client_args is not None:
+            raise RuntimeError("file_client_args is deprecated; use backend_args")
         if ann_file is None:
             raise ValueError(
                 "ann_file=None: LVIS evaluation needs the annotation file, which says "
                 "which classes an image is known not to show and how frequent a class "
                 "is; set val_evaluator.ann_file to .../lvis_v1_val.json"
             )
-        if file_client_args is not None:
-            raise RuntimeError("file_client_args is deprecated; use backend_args")
+        self._check_arguments()
+        self._ranks = RankCoordinator(collect_dir, timeout)
+        self._writer: ShardWriter | None = None
+        has_segm = "segm" in self.metrics
+        # Only the first process computes.
+        with_masks = has_segm and not format_only and is_main_process()
+        with get_local_path(ann_file, backend_args=backend_args) as path:
+            self._truth = load_ground_truth(path, with_masks)
+        if img_ids is not None and not isinstance(img_ids, str):
+            self._truth.subset(img_ids)  # an unknown id raises before predicting
+        writes_files = outfile_prefix is not None
+        has_proposals = any(name.startswith("proposal") for name in self.metrics)
+        self._packer = PredictionPacker(
+            self._truth,
+            max_dets,
+            keep_all=writes_files or fixed_ap or has_proposals,
+            with_masks=has_segm,
+            all_masks=writes_files,
+        )
+
+    def _check_arguments(self) -> None:
+        for metric in self.metrics:
+            if metric not in _METRICS:
+                raise KeyError(f"metric={metric!r}: expected {', '.join(_METRICS)}")
         if self.format_only and self.outfile_prefix is None:
             raise ValueError(
                 "format_only=True needs outfile_prefix, where to write the results, "
                 "such as work_dirs/results"
             )
-        for name in ("max_dets", "max_dets_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not self.proposal_nums or min(self.proposal_nums) < 1:
-            raise ValueError(
-                f"proposal_nums={self.proposal_nums}: expected numbers of at least 1"
-            )
+        for name in ("max_dets", "max_dets_per_class", "proposal_nums"):
+            value = getattr(self, name)
+            if not np.size(value) or np.min(value) < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
         if isinstance(self.img_ids, str) and self.img_ids != "predicted":
             raise ValueError(
                 f"img_ids={self.img_ids!r}: expected a list of image ids, 'predicted' "
@@ -180,8 +174,6 @@ class LVISFastMetric(BaseMetric):
                 f"metric_items has {unknown}; expected some of {sorted(known)}"
             )
 
-    # ----------------------------------------------------------------- predictions
-
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep the predictions of a batch.
 
@@ -191,9 +183,6 @@ class LVISFastMetric(BaseMetric):
                 corners in pixels of the original image; ``scores`` and ``labels``
                 (n,); if masks are evaluated ``masks``, bitmaps (n, height, width) or a
                 list of RLEs; and, if the model predicts them, ``mask_scores`` (n,).
-
-        Raises:
-            ValueError: If a prediction cannot be evaluated.
         """
         self._open()
         for sample in data_samples:
@@ -203,21 +192,11 @@ class LVISFastMetric(BaseMetric):
         if self._writer is None:
             self._writer = ShardWriter(self._ranks.make_folder())
 
-    # ------------------------------------------------------------------ evaluation
-
     def evaluate(self, size: int) -> dict[str, float]:
-        """Evaluate what all processes kept.
+        """Return the results of all processes' predictions, the same in each process.
 
-        Args:
-            size: Number of images in the data set. Samplers repeat some images so that
-                all processes get equally many; those count once.
-
-        Returns:
-            The results, the same in every process.
-
-        Raises:
-            RuntimeError: If a process died.
-            ValueError: If the predictions cannot be evaluated.
+        ``size`` is the number of images in the data set. Samplers repeat some images so
+        that all processes get equally many; those count once.
         """
         self._open()
         self._writer.flush()
@@ -234,104 +213,105 @@ class LVISFastMetric(BaseMetric):
     def compute_metrics(
         self, results: list[str], max_repeats: int = 0
     ) -> dict[str, float]:
-        """Evaluate what was written.
+        """Return the results, without the prefix, of what all processes wrote.
 
         Args:
-            results: The folders of all processes.
+            results: Their folders.
             max_repeats: How many repeated predictions of an image to drop.
-
-        Returns:
-            The results, without the prefix.
         """
         logger = MMLogger.get_current_instance()
-        reader = ShardReader(results, self._truth.num_images)
+        truth = self._truth
+        reader = ShardReader(results, truth)
         times = reader.times_predicted()
         if (times - 1).clip(0).sum() > max_repeats:
-            repeated = self._truth.image_ids[times > 1]
+            repeated = truth.image_ids[times > 1]
             raise ValueError(
                 f"{len(repeated)} images were predicted more than once, the first: "
                 f"{repeated[:3].tolist()}; the data set must contain each image once"
             )
         if self.outfile_prefix is not None:
-            self._write_files(reader, logger)
+            for kind in ("bbox", "segm") if "segm" in self.metrics else ("bbox",):
+                path = f"{self.outfile_prefix}.{kind}.json"
+                write_results(path, truth, reader.detections(kind))
+                logger.info(f"results written: {path}")
         if self.format_only:
             return {}
-        loader = self._loader(reader, times > 0, logger)
+        subset = self._images_to_evaluate(times > 0)
         figures: dict[str, float] = {}
         for metric in self.metrics:
             logger.info(f"Evaluating {metric}...")
             if metric.startswith("proposal"):
-                figures |= self._proposal_recall(metric, loader, logger)
+                figures |= self._proposal_recall(metric, reader, subset)
             else:
-                figures |= self._average_precision(metric, loader, logger)
+                figures |= self._average_precision(metric, reader, subset)
         return figures
 
-    def _loader(
-        self, reader: ShardReader, is_predicted: np.ndarray, logger: MMLogger
-    ) -> DetectionLoader:
-        ids = self.img_ids
-        if isinstance(ids, str):
-            ids = self._truth.image_ids[is_predicted]
-        elif ids is None and not is_predicted.all():
-            logger.warning(
+    def _images_to_evaluate(self, is_predicted: np.ndarray) -> GroundTruth:
+        """Return the annotations of the images that ``img_ids`` chooses."""
+        truth, ids = self._truth, self.img_ids
+        if ids is not None:
+            is_given = not isinstance(ids, str)
+            return truth.subset(ids if is_given else truth.image_ids[is_predicted])
+        if not is_predicted.all():
+            MMLogger.get_current_instance().warning(
                 f"{is_predicted.sum():,} of the annotation file's "
                 f"{len(is_predicted):,} images were predicted; in the others "
                 "everything counts as missed. To evaluate only the predicted images "
                 "set val_evaluator.img_ids='predicted' (test_evaluator for testing)"
             )
-        return DetectionLoader(reader, self._truth, ids)
+        return truth
 
     def _average_precision(
-        self, metric: str, loader: DetectionLoader, logger: MMLogger
+        self, metric: str, reader: ShardReader, truth: GroundTruth
     ) -> dict[str, float]:
         options = dict(
             iou_type=metric, iou_thrs=self.iou_thrs, num_workers=self.num_workers
         )
-        dets = loader.judged(metric, self.max_dets)
-        result = evaluate(loader.truth, dets, max_dets=self.max_dets, **options)
+        limit, class_limit = self.max_dets, self.max_dets_per_class
+        dets = reader.select(metric, truth, lambda d: select_judged(truth, d, limit))
+        result = evaluate(truth, dets, max_dets=limit, **options)
         del dets  # free it before Fixed AP loads more
         summary = result.summary()
-        figures = self._pick(metric, summary, _AP_ITEMS)
+        figures = self._pick(f"{metric}_", summary, _AP_ITEMS)
         if self.classwise:
-            self._report_classes(metric, result, logger)
+            self._report_classes(metric, result)
             start = f"{metric}_" if {"bbox", "segm"} <= {*self.metrics} else ""
-            class_ap = zip(result.truth.class_names, result.class_ap().tolist())
+            class_ap = zip(truth.class_names, result.class_ap().tolist())
             figures |= {f"{start}{name}_precision": ap for name, ap in class_ap}
-        logger.info(f"in per cent\n{summary_table({metric: summary})}")
+        _log_table("in per cent", metric, summary)
         if self.fixed_ap:
-            limit = self.max_dets_per_class
-            dets = loader.top_per_class(metric, limit)
-            result = evaluate(loader.truth, dets, max_dets_per_class=limit, **options)
+            dets = reader.select(metric, truth, lambda d: top_per_class(d, class_limit))
+            result = evaluate(truth, dets, max_dets_per_class=class_limit, **options)
             summary = result.summary()
-            figures |= self._pick(metric, summary, summary)
-            logger.info(
-                f"Fixed AP (no limit for an image, {limit:,} detections of each "
-                f"class), in per cent\n{summary_table({metric: summary})}"
-            )
+            figures |= self._pick(f"{metric}_", summary, summary)
+            limits = f"no limit for an image, {class_limit:,} detections of each class"
+            _log_table(f"Fixed AP ({limits}), in per cent", metric, summary)
         return figures
 
     def _proposal_recall(
-        self, metric: str, loader: DetectionLoader, logger: MMLogger
+        self, metric: str, reader: ShardReader, truth: GroundTruth
     ) -> dict[str, float]:
-        dets = loader.top_per_image(max(self.proposal_nums))
-        inputs = loader.truth, dets, self.proposal_nums, self.iou_thrs
+        limit = max(self.proposal_nums)
+        dets = reader.select(
+            "bbox", truth, lambda d: top_per_group(d.image_index, d.scores, limit)
+        )
+        inputs = truth, dets, self.proposal_nums, self.iou_thrs
         if metric == "proposal":
             recalls = proposal_recall(*inputs, num_workers=self.num_workers)
         else:
             recalls = proposal_recall_fast(*inputs)
-        logger.info(f"in per cent\n{summary_table({metric: recalls})}")
-        items = self.metric_items or recalls
-        return {name: value for name, value in recalls.items() if name in items}
+        _log_table("in per cent", metric, recalls)
+        return self._pick("", recalls, recalls)
 
     def _pick(
-        self, metric: str, summary: dict[str, float], default: Iterable[str]
+        self, start: str, figures: dict[str, float], default: Iterable[str]
     ) -> dict[str, float]:
+        """Return the figures that were asked for, their names with a new start."""
         items = default if self.metric_items is None else self.metric_items
-        return {f"{metric}_{n}": v for n, v in summary.items() if n in items}
+        return {f"{start}{n}": v for n, v in figures.items() if n in items}
 
-    def _report_classes(
-        self, metric: str, result: LVISResult, logger: MMLogger
-    ) -> None:
+    def _report_classes(self, metric: str, result: LVISResult) -> None:
+        logger = MMLogger.get_current_instance()
         logger.info(f"{metric} AP of each class, in per cent\n{class_table(result)}")
         log_file = getattr(logger, "log_file", None)
         if self.outfile_prefix is not None:
@@ -344,12 +324,7 @@ class LVISFastMetric(BaseMetric):
         write_class_csv(path, {metric: result})
         logger.info(f"AP of each class written: {path}")
 
-    def _write_files(self, reader: ShardReader, logger: MMLogger) -> None:
-        """Write the results in LVIS's format."""
-        for iou_type in ("bbox", "segm")[: 1 + self._has_segm]:
-            path = f"{self.outfile_prefix}.{iou_type}.json"
-            writer = ResultsWriter(path)
-            for dets in reader.detections(iou_type):
-                writer.write(self._truth, dets)
-            writer.close()
-            logger.info(f"results written: {path}")
+
+def _log_table(title: str, metric: str, figures: dict[str, float]) -> None:
+    table = summary_table({metric: figures})
+    MMLogger.get_current_instance().info(f"{title}\n{table}")

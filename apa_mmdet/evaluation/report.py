@@ -20,7 +20,7 @@ _GROUP_BOUNDS = (10, 100)
 
 def _percent(value: float) -> str:
     """Return a figure in per cent, '-' if it is undefined."""
-    return "-" if not np.isfinite(value) or value < 0 else f"{100 * value:.2f}"
+    return f"{100 * value:.2f}" if value >= 0 else "-"
 
 
 def summary_table(figures: Mapping[str, Mapping[str, float]]) -> str:
@@ -59,13 +59,12 @@ def difference_table(
 def class_table(result: LVISResult, columns: int = 3) -> str:
     """Return AP of all annotated classes in per cent, lowest first."""
     truth, ap = result.truth, result.class_ap()
-    names = truth.class_names
     order = [i for i in np.argsort(ap, kind="stable") if np.isfinite(ap[i])]
     if not order:
         return "no class is annotated"
-    width = min(max(len(names[i]) for i in order), 32)
+    width = min(max(len(truth.class_names[i]) for i in order), 32)
     cells = [
-        f"{names[i][:width]:{width}} {FREQUENCIES[truth.frequency[i]]}"
+        f"{truth.class_names[i][:width]:{width}} {FREQUENCIES[truth.frequency[i]]}"
         f"{_percent(ap[i]):>7}"
         for i in order
     ]
@@ -88,29 +87,20 @@ def write_class_csv(
     """
     first = next(iter(results.values()))
     truth = first.truth
-    heads = ["AP"] if len(results) == 1 else [f"AP {name}" for name in results]
-    counts = first.ranked.num_annotations[:, 0]
-    ap_columns = [result.class_ap() for result in results.values()]
+    columns = {
+        "category_id": truth.class_ids.tolist(),
+        "name": truth.class_names,
+        "frequency": [FREQUENCIES[index] for index in truth.frequency],
+        "image_count": ["" if n < 0 else n for n in truth.image_counts.tolist()],
+        "annotations": first.ranked.num_annotations[:, 0].tolist(),
+    }
+    for name, result in results.items():
+        ap = result.class_ap().tolist()
+        head = "AP" if len(results) == 1 else f"AP {name}"
+        columns[head] = ["" if np.isnan(value) else value for value in ap]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        columns = ["category_id", "name", "frequency", "image_count", "annotations"]
-        writer.writerow(columns + heads)
-        for index, name in enumerate(truth.class_names):
-            image_count = int(truth.image_counts[index])
-            writer.writerow(
-                [
-                    int(truth.class_ids[index]),
-                    name,
-                    FREQUENCIES[truth.frequency[index]],
-                    "" if image_count < 0 else image_count,
-                    int(counts[index]),
-                    *(
-                        "" if np.isnan(ap[index]) else repr(float(ap[index]))
-                        for ap in ap_columns
-                    ),
-                ]
-            )
+        csv.writer(file).writerows([columns, *zip(*columns.values())])
 
 
 def plot_long_tail(
@@ -129,7 +119,6 @@ def plot_long_tail(
         ValueError: If the annotation file does not say how many images show a class.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     truth = next(iter(results.values())).truth
@@ -143,7 +132,6 @@ def plot_long_tail(
     else:
         colours = colormaps["turbo"](np.linspace(0, 1, len(results)))
     figure = Figure(figsize=(9, 5 + len(results) / 8), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     for colour, (name, result) in zip(colours, results.items()):
         _plot_result(axis, result, name, colour)
@@ -155,11 +143,10 @@ def plot_long_tail(
     is_annotated = np.isfinite(result.class_ap())
     for index, name in enumerate(_GROUP_NAMES):
         middle = np.sqrt(edges[index] * edges[index + 1])
-        number = int((is_annotated & (truth.frequency == index)).sum())
+        number = (is_annotated & (truth.frequency == index)).sum()
         label = f"{name} ({number} classes)"
         axis.text(middle, 100, label, ha="center", va="top", color="0.3")
-    axis.set_xlabel("training images that show the class")
-    axis.set_ylabel("AP of the class (%)")
+    axis.set(xlabel="training images that show the class", ylabel="AP of the class (%)")
     figure.legend(loc="outside lower center", ncols=2)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -67,7 +67,9 @@ def apa_cross_entropy(
         raise ValueError(f"max_slope={max_slope}, expected a positive number or None")
     if reduction not in ("none", "sum"):
         raise ValueError(f"reduction={reduction!r}, expected 'none' or 'sum'")
-    if rare is not None and (rare.shape != logits.shape[1:] or rare.dtype != torch.bool):
+    if rare is not None and (
+        rare.shape != logits.shape[1:] or rare.dtype != torch.bool
+    ):
         raise ValueError(
             f"rare is {rare.dtype} of shape {tuple(rare.shape)}, expected torch.bool "
             f"of shape ({logits.shape[1]},)"
@@ -143,9 +145,9 @@ def _row_pieces(logits: Tensor) -> Iterator[slice]:
 
 
 def _terms(logits, labels, lam, kappa, max_slope, with_grads=True):
-    """Return loss, ``r`` and ``m``: its derivatives are ``kappa * r``, ``z * r``, ``m``.
+    """Return the loss, ``r`` and ``m``, or only the loss.
 
-    Without ``with_grads`` only the loss.
+    The derivatives of the loss are ``kappa * r``, ``z * r`` and ``m``.
     """
     x, lam, kappa = prepare(logits, lam, kappa, 1)
     u = kappa * x

@@ -1,11 +1,10 @@
-"""Tries the GPU kernels in another process before this one relies on them.
+"""Tests the GPU kernels in a subprocess before they are used on a new machine.
 
-A launch from C++ meets the driver, torch and Triton without the checks of any of them:
-where they do not fit together, a process may crash. So a combination of library, Triton,
-GPU and driver that is new to this machine is tried once, in a process of its own:
-:func:`main` compares the kernels with plain torch. What it found is kept beside the
-library in a file of one line: ``cpp``, ``python`` (Python launches the kernels) or why
-neither works.
+Launching from C++ bypasses the checks of torch and Triton: if their versions and the
+driver are incompatible, the process may crash. So each new combination of library,
+Triton, GPU and driver is tested once in a subprocess, where :func:`main` compares the
+kernels with plain torch. The result is stored next to the library in a file of one line:
+``cpp``, ``python`` (launch from Python instead) or the reason why neither works.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from . import gpu_variants
 _PACKAGE = Path(__file__).parents[1]
 _SECONDS = 180
 _COULD_NOT_TRY = 3  # the exit status where the GPU is full, say, or reserved
-# Enters this package without its __init__, which would load MMDetection.
+# Imports apa_mmdet.ops without apa_mmdet/__init__.py, which would load MMDetection.
 _TRIAL = """
 import sys, types
 package = types.ModuleType("apa_mmdet")
@@ -36,18 +35,18 @@ gpu_trial.main(*sys.argv[2:])
 
 
 def connect(library: Path) -> str | None:
-    """Connect the kernels in the way that works here; return why none does, or None."""
+    """Connect the kernels and return None, or return why they do not work here."""
     stamp = library.parent / f"gpu-{_combination(library)}.txt"
     try:
         found = _read_or_try(library, stamp)
-    except OSError:  # the folder is read-only: nothing can be kept
+    except OSError:  # the folder is read-only, so the result cannot be stored
         found, _ = _try(library)
     if found not in ("cpp", "python"):
-        return f"{found}; to try again, remove {stamp}"
+        return f"{found}; to test again, remove {stamp}"
     if found == "python":
         warnings.warn(
-            f"apa_mmdet's GPU kernels are launched by Python, since launches from C++ "
-            f"did not work on this machine; to try again, remove {stamp}",
+            f"apa_mmdet launches its GPU kernels from Python, which is slower, because "
+            f"launching from C++ failed on this machine; to test again, remove {stamp}",
             stacklevel=6,
         )
     gpu_variants.connect(library, from_cpp=found == "cpp")
@@ -72,7 +71,7 @@ def _read_or_try(library: Path, stamp: Path) -> str:
     with open(stamp.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.exists():
-            return stamp.read_text()  # another process has just tried
+            return stamp.read_text()  # another process has just tested
         found, is_final = _try(library)
         if is_final:
             stamp.write_text(found)
@@ -80,10 +79,10 @@ def _read_or_try(library: Path, stamp: Path) -> str:
 
 
 def _try(library: Path) -> tuple[str, bool]:
-    """Return the first way that works, or why none does, and whether that will stay."""
+    """Return the first way that works, or why none does, and whether to store it."""
     print(
-        "apa_mmdet: trying its GPU kernels in a process of their own; this takes about "
-        "20 seconds, once",
+        "apa_mmdet: testing its GPU kernels on this machine; this takes about half a "
+        "minute, once",
         file=sys.stderr,
         flush=True,
     )
@@ -93,12 +92,12 @@ def _try(library: Path) -> tuple[str, bool]:
         if status == 0:
             return way, True
         if status == _COULD_NOT_TRY:
-            return f"the GPU kernels could not be tried ({said})", False
-    return f"the GPU kernels failed their trial ({said})", True
+            return f"the GPU kernels could not be tested ({said})", False
+    return f"the GPU kernels failed their test ({said})", True
 
 
 def _run(library: Path, way: str) -> tuple[str, int]:
-    """Return the last line that a trial said, and its exit status."""
+    """Run the test; return its last line of output and its exit status."""
     command = [sys.executable, "-c", _TRIAL, str(_PACKAGE), str(library), way]
     try:
         done = subprocess.run(
@@ -112,7 +111,7 @@ def _run(library: Path, way: str) -> tuple[str, int]:
 
 
 def main(library: str, way: str) -> None:
-    """Compare the kernels with plain torch, in this process; exit with the result."""
+    """Compare the kernels with plain torch; the exit status is the result."""
     try:
         torch.zeros(1 << 20, device="cuda").sum().item()
         torch.ops.load_library(library)
@@ -130,7 +129,7 @@ def compare(device: str, dtype: torch.dtype, channels_last: bool) -> None:
     """Compare values and every gradient of each operator with plain torch in float64.
 
     Raises:
-        RuntimeError: If they differ by more than rounding explains.
+        RuntimeError: If they differ by more than rounding errors.
     """
     from . import cross_entropy, plain
 
@@ -152,7 +151,9 @@ def compare(device: str, dtype: torch.dtype, channels_last: bool) -> None:
     seed = torch.full((1,), 123456789012345, device=device)
 
     def norm(function, x, lam, kappa, weight, bias, gate, residual, *other):
-        constant = small[4:] if x.dtype != torch.float64 else [t.double() for t in small[4:]]
+        constant = (
+            small[4:] if x.dtype != torch.float64 else [t.double() for t in small[4:]]
+        )
         return function(
             x, weight, bias, *constant[:2], 1e-5, lam, kappa, gate, residual, *other,
             *constant[2:], 1e-5, 0.1, 2.0, False, False,
@@ -162,7 +163,11 @@ def compare(device: str, dtype: torch.dtype, channels_last: bool) -> None:
         return function(logits, labels, lam, kappa, None, rare, seed, 20.0)
 
     for native, true, tensors in (
-        (operators.aglu, lambda *t: plain.activation("aglu", *t, None), (x, lam, kappa)),
+        (
+            operators.aglu,
+            lambda *t: plain.activation("aglu", *t, None),
+            (x, lam, kappa),
+        ),
         (operators.apa, lambda *t: plain.activation("apa", *t, None), (x, each, kappa)),
         (
             lambda *t: norm(operators.norm_aglu, *t),

@@ -1,11 +1,12 @@
 """Compiles the Triton kernels for the C++ operators, one variant at a time.
 
-``csrc/gpu_launch.cpp`` asks for a variant when it first meets it: with the text
-``kernel device=0 x=*bf16! ... inner=i32! NAME=value``, the types of the arguments that
-are given, those marked that are aligned, and the kernel's constants (``LOG_C=8`` is
-``BLOCK_C=256``). It is handed a function of the CUDA driver and the order of the
-function's parameters, which is read off the compiled code. Where that is not as
-expected, or there is no CUDA driver (ROCm), the variant is launched from here.
+When ``csrc/gpu_launch.cpp`` needs a variant for the first time, it describes it in a
+line of text, ``kernel device=0 x=*bf16! ... inner=i32! NAME=value``: the type of each
+argument (nothing if it is absent, ``!`` if it is aligned) and the kernel's constants
+(``LOG_C=8`` stands for ``BLOCK_C=256``). In return it gets a function handle of the CUDA
+driver and the order of the function's parameters, which is checked against the compiled
+code. If the parameters are not as expected, or there is no CUDA driver (ROCm), Python
+launches the variant.
 """
 
 from __future__ import annotations
@@ -24,37 +25,38 @@ _KERNELS = {
     "forward_kernel": "triton_activation",
     "backward_kernel": "triton_activation",
     "reduce_kernel": "triton_activation",
+    "statistics_kernel": "triton_activation",
     "loss_kernel": "triton_cross_entropy",
     "loss_backward_kernel": "triton_cross_entropy",
 }
-# A constant that holds several, each in its bit.
+# The constants packed into FLAGS, one bit each.
 _FLAGS = ("IS_APA", "HALF", "FLAT", "PIXELS", "SUM_RESIDUAL")
 _PTX_TYPES = {"i32": "u32", "i64": "u64", "fp32": "f32"}
 _MAX_ARGUMENTS = 32  # as in gpu_launch.h
 
 
 def why_unavailable() -> str | None:
-    """Return why the kernels cannot be used in this process, None if they can."""
+    """Return why the kernels are unavailable in this process, or None."""
     if not (torch.version.cuda or torch.version.hip):
         return "this torch is built for the CPU"
     try:
         import triton  # noqa: F401
     except ImportError as error:
-        return f"Triton is missing ({error}); install the triton that torch names"
+        return f"Triton cannot be imported ({error}); install torch's triton package"
     return None
 
 
 @dataclass
 class Variant:
-    """One kernel for given types, alignments and constants."""
+    """A kernel with the types, alignments and constants it is compiled for."""
 
     kernel: Any  # a function of Triton
     device: int
-    arguments: dict[str, str]  # the given ones: name to type
+    arguments: dict[str, str]  # those that are present: name to type
     aligned: tuple[str, ...]
     constants: dict[str, int]
     warps: int
-    names: tuple[str, ...]  # of C++'s arguments, in their order there
+    names: tuple[str, ...]  # all arguments, in the order of C++
 
     def source(self):
         """Return what Triton compiles."""
@@ -78,21 +80,23 @@ class Variant:
         """Return the compiled kernel, for the current device or a given target."""
         import triton
 
-        options = dict(num_warps=self.warps)
+        options = dict(num_warps=self.warps, enable_fp_fusion=True)
         return triton.compile(self.source(), target=target, options=options)
 
     def order(self, ptx: str) -> list[int]:
-        """Return which argument of C++ each parameter is, -1 for a null pointer.
+        """Return the index of each parameter among C++'s arguments, -1 for null.
 
         Raises:
-            RuntimeError: If the parameters are not the given arguments in order,
-                followed by pointers to scratch memory that is not used.
+            RuntimeError: If the parameters are not the arguments in order, followed by
+                at most two pointers to scratch memory, which the kernels do not use.
         """
         head = re.search(r"\.entry\s+\w+\s*\((.*?)\)", ptx, re.S)
         found = re.findall(r"\.param\s+\.(\w+)", head[1]) if head else []
         given = [name for name in self.kernel.arg_names if name in self.arguments]
         wanted = [
-            "u64" if self.arguments[name][0] == "*" else _PTX_TYPES[self.arguments[name]]
+            "u64"
+            if self.arguments[name][0] == "*"
+            else _PTX_TYPES[self.arguments[name]]
             for name in given
         ]
         extra = found[len(wanted) :]
@@ -104,7 +108,7 @@ class Variant:
 
 
 def parse(description: str) -> Variant:
-    """Read what C++ writes about a variant."""
+    """Parse C++'s description of a variant."""
     name, device, *items = description.split()
     module = __import__(f"{__package__}.{_KERNELS[name]}", fromlist=[name])
     kernel = getattr(module, name)
@@ -132,9 +136,9 @@ def parse(description: str) -> Variant:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------ what C++ calls
+# ---- Called from C++
 class _Compiled(ctypes.Structure):
-    """As in gpu_launch.cpp."""
+    """The struct of the same name in gpu_launch.cpp."""
 
     _fields_ = [
         ("function", ctypes.c_void_p),
@@ -160,30 +164,28 @@ _Launch = ctypes.CFUNCTYPE(
 
 
 class Launcher:
-    """Compiles variants for C++, and launches those that C++ cannot."""
+    """Compiles variants, and launches those that C++ cannot launch."""
 
     def __init__(self, library: ctypes.CDLL, from_cpp: bool = True) -> None:
         library.apa_mmdet_has_driver.restype = ctypes.c_bool
         has_driver = library.apa_mmdet_has_driver() and not torch.version.hip
         self.from_cpp = from_cpp and has_driver
         self._lock = threading.Lock()
-        self._kept = {}  # compiled kernels: their modules are unloaded with them
         self._launches = {}
 
     def compile(self, description: str, key: int, compiled: _Compiled) -> None:
-        """Compile a variant; tell C++ how to launch it."""
+        """Compile a variant and fill in how C++ launches it."""
         variant = parse(description)
         with self._lock, torch.cuda.device(variant.device):
             kernel = variant.compile()
-            kernel._init_handles()
-            self._kept[key] = kernel
             if self.from_cpp:
                 try:
                     order = variant.order(kernel.asm["ptx"])
-                except (KeyError, RuntimeError):
-                    self.from_cpp = False  # another Triton: what it expects is unknown
+                    function = _load(kernel)
+                except (AttributeError, KeyError, RuntimeError):
+                    self.from_cpp = False  # an unknown version of Triton
                 else:
-                    compiled.function = kernel.function
+                    compiled.function = function
                     compiled.warps = variant.warps
                     compiled.shared = kernel.metadata.shared
                     compiled.num_parameters = len(order)
@@ -196,8 +198,24 @@ class Launcher:
         self._launches[key](programs, values, stream)
 
 
+def _load(kernel: Any) -> int:
+    """Load a compiled kernel onto the current device and return its handle.
+
+    Loading it through Triton would build a C launcher, which takes as long again as
+    compiling the kernel.
+    """
+    cuda = ctypes.CDLL("libcuda.so.1")
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    name = kernel.metadata.name.encode()
+    status = cuda.cuModuleLoadData(ctypes.byref(module), kernel.asm["cubin"])
+    status = status or cuda.cuModuleGetFunction(ctypes.byref(function), module, name)
+    if status:
+        raise RuntimeError(f"the CUDA driver cannot load a kernel: error {status}")
+    return function.value
+
+
 class _PythonLaunch:
-    """Launches a compiled kernel as Triton does, of the arguments' bits."""
+    """Launches a compiled kernel through Triton, given the arguments' bits."""
 
     def __init__(self, variant: Variant, kernel: Any) -> None:
         self._kernel, self._device = kernel, variant.device
@@ -219,7 +237,7 @@ class _PythonLaunch:
 
 
 def number(bits: int, kind: str) -> int | float:
-    """Return an argument's value from the 64 bits that C++ keeps it in."""
+    """Convert the 64 bits in which C++ stores an argument to its value."""
     if kind == "fp32":
         return struct.unpack("<fi", struct.pack("<Q", bits))[0]
     return bits
@@ -232,14 +250,14 @@ def connect(
     programs: int | None = None,
     from_cpp: bool = True,
 ) -> None:
-    """Tell the C++ library how to compile and launch.
+    """Connect the C++ operators to what compiles and launches their kernels.
 
     Args:
-        path: The library, loaded by torch before.
-        launcher: Has the methods of :class:`Launcher`, which is the default.
-        stand_in: Let tensors of the CPU take the path of a GPU.
-        programs: How many fill a GPU, in place of the thousands that a real one takes.
-        from_cpp: Launch from C++ where that is possible, else from Python.
+        path: The library, which torch has already loaded.
+        launcher: Object with the methods of :class:`Launcher`; by default a new one.
+        stand_in: Whether CPU tensors take the GPU code path.
+        programs: Number of programs assumed to fill the GPU; by default thousands.
+        from_cpp: Whether to launch from C++ where that is possible.
     """
     library = ctypes.CDLL(str(path))
     launcher = launcher or Launcher(library, from_cpp)
@@ -248,7 +266,7 @@ def connect(
     def compile_(description, key, compiled):
         try:
             launcher.compile(description.decode(), key, compiled.contents)
-        except BaseException as error:  # no exception passes through C
+        except BaseException as error:  # must not propagate into C
             compiled.contents.error = _message(error)
 
     @_Launch
@@ -259,7 +277,7 @@ def connect(
             text = _message(raised)
             ctypes.memmove(error, text, len(text) + 1)
 
-    _callbacks.append((compile_, launch, library))  # C++ may call them for ever
+    _callbacks.append((compile_, launch, library))  # kept alive: C++ holds pointers
     library.apa_mmdet_connect(
         compile_, launch, ctypes.c_bool(stand_in), ctypes.c_int64(programs or 8192)
     )

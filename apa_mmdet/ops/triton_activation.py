@@ -79,7 +79,9 @@ def _per_channel(ptr, c, channels, EACH: tl.constexpr, BLOCK_C: tl.constexpr):
         if BLOCK_C == 1:
             return tl.load(ptr + c).to(tl.float32)[:, None]
         else:
-            return tl.load(ptr + c, mask=c < channels, other=1.0).to(tl.float32)[:, None]
+            return tl.load(ptr + c, mask=c < channels, other=1.0).to(tl.float32)[
+                :, None
+            ]
     else:
         return tl.load(ptr).to(tl.float32)
 
@@ -109,6 +111,36 @@ def _normalization(
     if bias_ptr is not None:
         bias = _per_channel(bias_ptr, c, channels, True, BLOCK_C)
     return weight, bias, mean, inverse
+
+
+@triton.jit
+def _affine(
+    weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps,
+    b, c, channels, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Return scale, shift, mean and inverse deviation of x, and all but the shift of r.
+
+    ``z = (x - mean) * scale + shift + (r - r_mean) * r_scale``; what is absent is 0.
+    """
+    scale, shift, center, inverse = 0.0, 0.0, 0.0, 0.0
+    r_scale, r_center, r_inverse = 0.0, 0.0, 0.0
+    if mean is not None:
+        scale, shift, center, inverse = _normalization(
+            weight, bias, mean, var, eps, c, channels, BLOCK_C
+        )
+        scale *= inverse
+        if gate is not None:
+            row = gate + b.to(tl.int64) * channels
+            own_gate = _per_channel(row, c, channels, True, BLOCK_C)
+            scale *= own_gate
+            shift *= own_gate
+        if r_mean is not None:
+            r_scale, r_shift, r_center, r_inverse = _normalization(
+                r_weight, r_bias, r_mean, r_var, r_eps, c, channels, BLOCK_C
+            )
+            r_scale *= r_inverse
+            shift += r_shift
+    return scale, shift, center, inverse, r_scale, r_center, r_inverse
 
 
 @triton.jit
@@ -226,22 +258,10 @@ def forward_kernel(
     lb_lam, inv_lam, lb_kappa = _coefficients(
         lam, kappa, c, channels, LAM_EACH, KAPPA_EACH, BLOCK_C
     )
-    if mean is not None:
-        w, shift, center, inverse = _normalization(
-            weight, bias, mean, var, eps, c, channels, BLOCK_C
-        )
-        scale = w * inverse
-        if gate is not None:
-            row = gate + b.to(tl.int64) * channels
-            own_gate = _per_channel(row, c, channels, True, BLOCK_C)
-            scale *= own_gate
-            shift *= own_gate
-        if r_mean is not None:
-            r_w, r_shift, r_center, r_inverse = _normalization(
-                r_weight, r_bias, r_mean, r_var, r_eps, c, channels, BLOCK_C
-            )
-            r_scale = r_w * r_inverse
-            shift += r_shift
+    scale, shift, center, _, r_scale, r_center, _ = _affine(
+        weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps,
+        b, c, channels, BLOCK_C,
+    )  # fmt: skip
     for step in range(count):
         at, inside = _tile(
             first + step, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I
@@ -288,22 +308,10 @@ def backward_kernel(
     lb_lam, inv_lam, lb_kappa = _coefficients(
         lam, kappa, c, channels, LAM_EACH, KAPPA_EACH, BLOCK_C
     )
-    if mean is not None:
-        w, shift, center, inverse = _normalization(
-            weight, bias, mean, var, eps, c, channels, BLOCK_C
-        )
-        scale = w * inverse
-        if gate is not None:
-            gate_row = gate + b.to(tl.int64) * channels
-            own_gate = _per_channel(gate_row, c, channels, True, BLOCK_C)
-            scale *= own_gate
-            shift *= own_gate
-        if r_mean is not None:
-            r_w, r_shift, r_center, r_inverse = _normalization(
-                r_weight, r_bias, r_mean, r_var, r_eps, c, channels, BLOCK_C
-            )
-            r_scale = r_w * r_inverse
-            shift += r_shift
+    scale, shift, center, inverse, r_scale, r_center, r_inverse = _affine(
+        weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps,
+        b, c, channels, BLOCK_C,
+    )  # fmt: skip
     rate = lb_kappa * inv_lam * 0.6931472
     zeros = tl.zeros([BLOCK_C, BLOCK_I], tl.float32)
     of_lam, of_kappa, of_z, of_x, of_residual = zeros, zeros, zeros, zeros, zeros
@@ -390,6 +398,35 @@ def backward_kernel(
 
 
 @triton.jit
+def statistics_kernel(
+    x, grad_x, weight, mean, var, weight_grad, bias_grad, eps, share,
+    channels, inner, steps, rows,
+    PIXELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Take off the gradient of ``x`` what goes through its batch's mean and variance.
+
+    ``share`` is 1 over the elements of a channel.
+    """
+    _, c, _, first, count, start, i, within = _place(
+        channels, inner, steps, rows, False, PIXELS, BLOCK_C, BLOCK_I
+    )
+    w, _, center, inverse = _normalization(
+        weight, None, mean, var, eps, c, channels, BLOCK_C
+    )
+    shift = w * inverse * share
+    scale = shift * inverse * _per_channel(weight_grad, c, channels, True, BLOCK_C)
+    shift *= _per_channel(bias_grad, c, channels, True, BLOCK_C)
+    for step in range(count):
+        at, inside = _tile(
+            first + step, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I
+        )
+        own = tl.load((x + at) + within, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load((grad_x + at) + within, mask=inside, other=0.0).to(tl.float32)
+        grad -= (own - center) * scale + shift
+        tl.store((grad_x + at) + within, grad.to(grad_x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _write_total(out, sums, size, BLOCK: tl.constexpr):
     """Write the sum of ``size`` neighbouring numbers."""
     i = tl.arange(0, BLOCK)
@@ -469,9 +506,7 @@ def reduce_kernel(
             for image in range(images):
                 own = (sums + 2 * sums_stride) + image * rows * channels
                 of_z = _columns(own, rows, c, channels, BLOCK_R, BLOCK_C)
-                of_x = _columns(
-                    own + sums_stride, rows, c, channels, BLOCK_R, BLOCK_C
-                )
+                of_x = _columns(own + sums_stride, rows, c, channels, BLOCK_R, BLOCK_C)
                 if gate_grad is not None:
                     total = of_x
                     if weight is not None:

@@ -151,7 +151,7 @@ def loss_kernel(
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the loss of each row and class to ``out``, or each program's to ``sums``."""
+    """Write each row's and class's loss to ``out``, or each program's to ``sums``."""
     program = tl.program_id(0)
     num_c = tl.cdiv(classes, BLOCK_C)
     c = program % num_c * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -1,7 +1,7 @@
-"""Stand-ins for a GPU: launches of the C++ operators that Python carries out.
+"""Stand-ins for a GPU, to test the GPU code path without one.
 
-A stand-in is connected with :func:`connected`; tensors of the CPU then take the path of
-a GPU, up to and with the arguments of each launch.
+While a stand-in is :func:`connected`, CPU tensors take the GPU code path, up to and
+including the arguments of each launch.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _DTYPES = {
 
 
 class Recorder:
-    """Keeps what is launched: (variant, programs, arguments by name)."""
+    """Records launches as (variant, programs, arguments by name)."""
 
     def __init__(self) -> None:
         self.descriptions, self.variants, self.launches = [], {}, []
@@ -44,15 +44,15 @@ class Recorder:
         self.run(variant, programs, arguments)
 
     def run(self, variant, programs, arguments):
-        """Do nothing: only the arguments are looked at."""
+        """Do nothing; subclasses may run the kernel."""
 
 
 class Interpreter(Recorder):
-    """Lets Triton's interpreter run the kernels; needs ``TRITON_INTERPRET=1``."""
+    """Runs the kernels in Triton's interpreter; needs ``TRITON_INTERPRET=1``."""
 
     def __init__(self) -> None:
         super().__init__()
-        _mend_interpreter()
+        _patch_interpreter()
 
     def run(self, variant, programs, arguments):
         """Run the kernel on the tensors at the addresses in its arguments."""
@@ -73,8 +73,8 @@ class Interpreter(Recorder):
 
 
 @functools.cache
-def _mend_interpreter() -> None:
-    """Let Triton's interpreter count loops under numpy >= 2.4 (Triton <= 3.6)."""
+def _patch_interpreter() -> None:
+    """Make loops work in Triton's interpreter (3.6 and older) with numpy >= 2.4."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -93,12 +93,12 @@ def _at(address: int, dtype: torch.dtype) -> torch.Tensor:
 
 @contextlib.contextmanager
 def connected(stand_in: Recorder, programs: int | None = None) -> Iterator[Recorder]:
-    """Let the C++ operators use a stand-in.
+    """Launch through a stand-in within a ``with`` block.
 
     Args:
-        stand_in: What compiles and launches.
-        programs: How many are taken to fill the GPU, in place of thousands: with few,
-            a program gets several tiles.
+        stand_in: Compiles and launches in place of Triton and the driver.
+        programs: Number of programs assumed to fill the GPU; a small number makes each
+            program process several tiles.
     """
     library = extension.load()
     gpu_variants.connect(library, stand_in, stand_in=True, programs=programs)

@@ -46,11 +46,9 @@ def write_random_lvis(
     images, annotations, dets = [], [], []
     for index in range(num_images):
         # As in LVIS: 3.4 classes and 11 instances in an image.
-        shown = rng.choice(
-            NUM_CLASSES, 1 + rng.poisson(2.4), replace=False, p=popularity
-        )
-        absent = rng.choice(NUM_CLASSES, 8, replace=False)
-        absent = np.setdiff1d(absent, shown)
+        number = 1 + rng.poisson(2.4)
+        shown = rng.choice(NUM_CLASSES, number, replace=False, p=popularity)
+        absent = np.setdiff1d(rng.choice(NUM_CLASSES, 8, replace=False), shown)
         not_exhaustive = shown[rng.random(len(shown)) < 0.1]
         images.append(
             dict(
@@ -147,11 +145,8 @@ def _detect(
     dets[:, :2] = dets[:, :2].clip(0)
     dets[:, 2:] = dets[:, 2:].clip(2, np.array([WIDTH, HEIGHT]) - dets[:, :2])
     scores[is_near] += 0.5 * rng.random(len(near))
-    return (
-        class_index.astype(np.int32),
-        scores.clip(0, 1).astype(np.float32),
-        dets.astype(np.float32),
-    )
+    scores = scores.clip(0, 1).astype(np.float32)
+    return class_index.astype(np.int32), scores, dets.astype(np.float32)
 
 
 def _ellipse(box: np.ndarray) -> list[float]:

@@ -345,7 +345,8 @@ def test_fixed_ap_breaks_ties_by_image():
 
     image = np.array([3, 1, 2, 1, 0])
     score = np.array([0.5, 0.5, 0.5, 0.5, 0.4])
-    kept = select_judged_fixed(AllJudged(), image, np.zeros(5, int), score, 3)
+    dets = Detections(image, np.zeros(5, int), score, np.zeros((5, 4)))
+    kept = select_judged_fixed(AllJudged(), dets, 3)
     assert kept.tolist() == [1, 2, 3]
 
 

@@ -12,7 +12,7 @@ from apa_mmdet.evaluation.core.masks import PackedMasks, encode, find_damaged, m
 from apa_mmdet.evaluation.files import json_stream
 from apa_mmdet.evaluation.files.annotations import load_ground_truth
 from apa_mmdet.evaluation.files.json_stream import iter_array, iter_members
-from apa_mmdet.evaluation.files.results import ResultsWriter, read_results
+from apa_mmdet.evaluation.files.results import read_results, write_results
 
 VALUES = [
     [],
@@ -215,6 +215,10 @@ def test_annotations_before_images_and_gzip(case, tmp_path):
         )
     masks = [truth.masks.compact().buffer.tobytes() for truth in (other, expected)]
     assert masks[0] == masks[1]
+    reordered["annotations"][0]["segmentation"] = 7
+    path.write_text(json.dumps(reordered))
+    with pytest.raises(ValueError, match=r"annotation \d+: a segmentation of type int"):
+        load_ground_truth(path, with_masks=True)
 
 
 def test_labels_follow_the_order_of_the_file(case):
@@ -335,7 +339,7 @@ def test_results_without_boxes_get_the_boxes_of_the_masks(case):
         assert dets.boxes[index].tolist() == mask_utils.toBbox(rle).tolist()
 
 
-def test_results_writer(case, tmp_path):
+def test_written_results_are_those_that_were_read(case, tmp_path):
     written = case(1007, with_masks=True)
     truth = load_ground_truth(written.truth_path)
     dets = read_results(written.results_path, truth, with_masks=True)
@@ -343,11 +347,13 @@ def test_results_writer(case, tmp_path):
         truth.is_judged(truth.pairs(dets.image_index, dets.class_index))
     )
     path = tmp_path / "new" / "out.json"
-    writer = ResultsWriter(path)
-    for rows in (judged[:3], judged[3:3], judged[3:]):
-        writer.write(truth, dets.take(rows))
-    assert not path.exists()  # until it is complete
-    writer.close()
+
+    def pieces():
+        for rows in (judged[:3], judged[3:3], judged[3:]):
+            yield dets.take(rows)
+        assert not path.exists()  # until it is complete
+
+    write_results(path, truth, pieces())
     assert json.loads(path.read_text()) == [written.results[i] for i in judged]
     assert list(path.parent.iterdir()) == [path]
 

@@ -283,7 +283,7 @@ def test_fixed_ap(
     # Dropping early what cannot count does not change the result.
     limited = dict(metric="segm", fixed_ap=True, max_dets_per_class=6)
     whole = run(LVISFastMetric(truth_path, **limited), samples)
-    monkeypatch.setattr("apa_mmdet.evaluation.store.loading._MAX_DETS_HELD", 30)
+    monkeypatch.setattr(disk, "_MAX_DETS_HELD", 30)
     monkeypatch.setattr(disk, "_MAX_BYTES_HELD", 5000)
     assert run(LVISFastMetric(truth_path, **limited), samples) == whole
     assert whole["lvis/segm_FixedAP"] < results["lvis/segm_FixedAP"]

@@ -22,10 +22,10 @@ REPO = Path(__file__).parents[2]
 TOOL = REPO / "tools/analysis_tools/eval_lvis.py"
 
 
-def run_tool(*args, cwd, fails=False):
+def run_tool(*args, cwd, fails=False, tool=TOOL):
     env = dict(os.environ, OMP_NUM_THREADS="1")
     done = subprocess.run(
-        [sys.executable, TOOL, *map(str, args)],
+        [sys.executable, tool, *map(str, args)],
         cwd=cwd,
         env=env,
         capture_output=True,
@@ -291,22 +291,13 @@ def test_importing_the_evaluation_needs_only_numpy(tmp_path):
 
 
 def test_evaluators_of_the_benchmark_agree(tmp_path):
-    script = TOOL.with_name("benchmark_lvis_eval.py")
-    env = dict(os.environ, OMP_NUM_THREADS="1")
-    command = [sys.executable, script, "--images", "12", "--detections", "60"]
-    done = subprocess.run(
-        [*command, "--only", "apa_mmdet", "lvis-api", "--metric", "segm"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    args = "--images 12 --detections 60 --only apa_mmdet lvis-api --metric segm"
+    tool = TOOL.with_name("benchmark_lvis_eval.py")
+    out = run_tool(*args.split(), cwd=tmp_path, tool=tool)
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
     ours, theirs = rows["apa_mmdet"], rows["lvis-api"]
     assert ours[-2:] == theirs[-2:]  # AP and APr
     assert 0.1 < float(ours[-2]) < 0.9
     share = float(rows["judged"][5].rstrip("%"))
     assert 25 < share < 42
-    assert "lvis-api:" in done.stdout and "times the memory" in done.stdout
+    assert "lvis-api:" in out and "times the memory" in out

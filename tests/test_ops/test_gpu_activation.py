@@ -1,4 +1,4 @@
-"""The activations' GPU kernels against plain torch in float64: on a GPU, or interpreted.
+"""The GPU kernels against plain torch in float64: on a GPU, or interpreted.
 
 Triton decides when it is imported whether to interpret, so the ordinary suite runs the
 cases of this file in a process of its own, where C++ plans and packs each launch as for
@@ -104,8 +104,8 @@ def run(function, tensors, implementation, constant=()):
     return y, *torch.autograd.grad(loss, given)
 
 
-def compare(function, tensors, dtype, others=torch.float32, constant=()):
-    """Check value and gradients of the kernels; x and the residual have ``dtype``."""
+def compare(function, tensors, dtype, others=torch.float32, constant=(), roundings=1):
+    """Check value and gradients of the kernels; the feature maps have ``dtype``."""
     kinds = {
         name: dtype if name in ("x", "residual", "gate") else others for name in tensors
     }
@@ -117,7 +117,7 @@ def compare(function, tensors, dtype, others=torch.float32, constant=()):
     for one, true, kind in zip(found, expected, wanted):
         assert one.dtype == kind
         scale = true.abs().max().item() if true.numel() else 0.0
-        tolerance = TOLERANCE[kind]
+        tolerance = roundings * TOLERANCE[kind]
         spacing = 6e-8 if kind == torch.float16 else 0  # of its smallest numbers
         torch.testing.assert_close(
             one.cpu().double(), true, rtol=tolerance, atol=tolerance * scale + spacing
@@ -235,6 +235,34 @@ def test_norm_with_slope_and_bound():
 
     tensors = with_norm(gate=True, residual="normed")
     compare(function, tensors, torch.float32, constant=CONSTANT)
+
+
+def of_batch(x, residual, **tensors):
+    """Norm both, by the statistics of this batch; plain torch forms them itself."""
+
+    def statistics(x):
+        var, mean = torch.var_mean(x.detach().float(), (0, 2, 3), correction=0)
+        return mean.to(tensors["lam"].dtype), var.to(tensors["lam"].dtype)
+
+    (mean, var), other = statistics(x), statistics(residual)
+    return normed(
+        **tensors, x=x, mean=mean, var=var, residual=residual, residual_mean=other[0],
+        residual_var=other[1], batch_statistics=True, residual_batch_statistics=True,
+    )  # fmt: skip
+
+
+@case
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last", "slice", "aligned"])
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_through_batch_statistics(layout, gate, affine, dtype):
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("as in float16")
+    tensors = with_norm(layout, gate, "normed" if affine else "plain", 1, affine)
+    tensors = {n: t for n, t in tensors.items() if not n.endswith(("mean", "var"))}
+    # A gradient of 16 bits is rounded before and after what is taken off it.
+    compare(of_batch, tensors, dtype, roundings=1 if dtype == torch.float32 else 2)
 
 
 @case

@@ -189,7 +189,9 @@ def test_torch_compile_keeps_one_graph(device):
         )
         return own + 1
 
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        function, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     for rows in (8, 20):
         (logits, lam, kappa), labels = arguments(rows, 50, "usual", 1, device)
         results = []

@@ -87,6 +87,12 @@ def test_one_launch_forward_and_two_backward(recorder):
     assert kernels(recorder) == ["forward_kernel", "backward_kernel"]
 
 
+def test_one_launch_more_through_batch_statistics(recorder):
+    x = images(2, 16, 8, 8)
+    step_of_norm(x, ones(1), ones(1), residual=x, batch_statistics=True)
+    assert kernels(recorder)[2:] == ["reduce_kernel", "statistics_kernel"]
+
+
 def test_nothing_is_launched_for_nothing(recorder):
     step(aglu, images(0, 16, 8, 8), ones(16), ones(1))
     assert not recorder.launches
@@ -218,7 +224,10 @@ def some_calls():
     step_of_loss(torch.float32, 1, False, "none", None)
     step_of_loss(torch.float16, 50, True, "sum", 20.0)
     x = images(2, 32, 8, 8, channels_last=True)
-    step_of_norm(x, ones(32), ones(1), ones(2, 32), x, True, max_value=6.0)
+    own_gate = ones(2, 32)
+    step_of_norm(
+        x, ones(32), ones(1), own_gate, x, True, max_value=6.0, batch_statistics=True
+    )
     for dtype in HALVES:
         x = images(2, 32, 8, 8, dtype=dtype)
         step_of_norm(x, ones(1, dtype=dtype), ones(1, dtype=dtype), residual=x)
@@ -242,7 +251,7 @@ def all_calls():
             step_of_norm(x, ones(1), ones(1), own_gate, residual, other == "normed")
             half = ones(32, dtype=dtype)
             step_of_norm(x, half, half, own_gate, residual, other == "normed")
-        both = dict(negative_slope=0.1, max_value=6.0)
+        both = dict(negative_slope=0.1, max_value=6.0, batch_statistics=True)
         step_of_norm(x, ones(32), ones(1), ones(2, 32), x, True, **both)
         for params, rare, reduction in itertools.product(
             (1, 50), (False, True), ("none", "sum")
@@ -263,6 +272,8 @@ def test_compiled_parameters_are_those_that_are_packed(recorder, calls, targets)
         variant = gpu_variants.parse(description)
         kernel = variant.compile(GPUTarget("cuda", target, 32))
         order = variant.order(kernel.asm["ptx"])
+        assert f".entry {kernel.metadata.name}(" in kernel.asm["ptx"]
+        assert kernel.metadata.shared <= 48 << 10 and kernel.asm["cubin"]
         named = [variant.names[at] for at in order if at >= 0]
         assert set(named) == set(variant.arguments), description
 
@@ -277,7 +288,12 @@ def test_other_parameters_are_refused(recorder):
         return f".entry k(\n{', '.join(f'.param .{kind} p' for kind in types)})"
 
     assert variant.order(entry([*types, "u64", "u64"]))[-2:] == [-1, -1]
-    for wrong in (types[1:], ["u32", *types[1:]], [*types, "u32"], [*types, *3 * ["u64"]]):
+    for wrong in (
+        types[1:],
+        ["u32", *types[1:]],
+        [*types, "u32"],
+        [*types, *3 * ["u64"]],
+    ):
         with pytest.raises(RuntimeError, match="forward_kernel has parameters"):
             variant.order(entry(wrong))
 

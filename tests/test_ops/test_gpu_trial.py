@@ -21,8 +21,9 @@ def outcome(tmp_path, monkeypatch):
     """Connect with a trial that runs a script; return the result and the ways tried."""
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
-    monkeypatch.setattr(gpu_trial, "_SECONDS", 5)
+    monkeypatch.setattr(
+        torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False
+    )
 
     def connect(script):
         connected, ways = [], []
@@ -50,14 +51,14 @@ def test_a_combination_is_tried_once(outcome):
 
 def test_python_launches_where_cpp_crashes(outcome):
     for tried in (["cpp", "python"], []):
-        with pytest.warns(UserWarning, match="launched by Python"):
+        with pytest.warns(UserWarning, match="from Python"):
             assert outcome(WORKS_FROM_PYTHON) == (None, ["python"], tried)
 
 
 def test_plain_torch_where_both_crash(outcome):
     for tried in (["cpp", "python"], []):
         reason, connected, ways = outcome(CRASHES)
-        assert "failed their trial (exit status -11" in reason
+        assert "failed their test (exit status -11" in reason
         assert "remove " in reason
         assert (connected, ways) == ([], tried)
 
@@ -71,7 +72,7 @@ def test_a_trial_that_hangs_is_ended(outcome, monkeypatch):
 def test_a_full_gpu_is_tried_again_another_time(outcome):
     for _ in range(2):
         reason, connected, ways = outcome(IS_FULL)
-        assert "could not be tried (exit status 3: out of memory)" in reason
+        assert "could not be tested (exit status 3: out of memory)" in reason
         assert (connected, ways) == ([], ["cpp"])
     assert outcome(WORKS) == (None, ["cpp"], ["cpp"])
 

@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +33,7 @@ import numpy as np
 package = sys.modules.setdefault("apa_mmdet", ModuleType("apa_mmdet"))
 package.__path__ = [str(Path(__file__).parents[2] / "apa_mmdet")]
 
-from apa_mmdet.testing.lvis_evaluators import EVALUATORS
+from apa_mmdet.testing.lvis_evaluators import EVALUATORS, run_evaluator
 from apa_mmdet.testing.random_lvis import NUM_CLASSES, write_random_lvis
 
 HEAD = f"{'':16}  annotations  evaluation   its CPU    memory        AP       APr"
@@ -49,28 +48,24 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--images", type=int, nargs="+", default=[2500], help="numbers of images"
-    )
-    parser.add_argument("--detections", type=int, default=300, help="of each image")
-    parser.add_argument("--metric", choices=["bbox", "segm"], default="bbox")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--images", type=int, nargs="+", default=[2500], help="numbers of images")
+    add("--detections", type=int, default=300, help="of each image")
+    add("--metric", choices=["bbox", "segm"], default="bbox")
+    add(
         "--judged",
         type=float,
         default=1 / 3,
         help="share of the detections that the federated rules judge",
     )
-    parser.add_argument(
-        "--repeats", type=int, default=1, help="take medians of so many"
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=EVALUATORS, default=[*EVALUATORS], help="run these"
-    )
-    parser.add_argument("--plot", help="plot the figures at several sizes to this file")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, help="processes (one for each core)")
+    add("--repeats", type=int, default=1, help="take medians of so many")
+    names = [*EVALUATORS]
+    add("--only", nargs="+", choices=names, default=names, help="run these")
+    add("--plot", help="plot the figures at several sizes to this file")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, help="processes (one for each core)")
     for flag in ("--run", "--data"):  # what a measured process runs, and on what
-        parser.add_argument(flag, help=argparse.SUPPRESS)
+        add(flag, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -79,7 +74,7 @@ def run_here(args: argparse.Namespace) -> None:
     folder = Path(args.data)
     with np.load(folder / "detections.npz") as file:
         arrays = dict(file)
-    result = EVALUATORS[args.run](folder, arrays, args.metric, args.workers)
+    result = run_evaluator(args.run, folder, arrays, args.metric, args.workers)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             result["own_peak"] = int(line.split()[1]) * 1024
@@ -89,10 +84,8 @@ def run_here(args: argparse.Namespace) -> None:
 def children(pid: int) -> list[int]:
     """Return the running child processes of a process."""
     try:
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        return [
-            int(c) for task in tasks for c in (task / "children").read_text().split()
-        ]
+        tasks = [*Path(f"/proc/{pid}/task").glob("*/children")]
+        return [int(child) for task in tasks for child in task.read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []  # it has just ended
 
@@ -109,55 +102,32 @@ def memory_of(pid: int) -> int:
 
 def measure(name: str, folder: Path, args: argparse.Namespace) -> dict | None:
     """Run one evaluator in a process of its own; None if it fails."""
-    command = [
-        *(sys.executable, "-W", "ignore", __file__, "--run", name),
-        *("--data", str(folder), "--metric", args.metric),
-    ]
+    command = [sys.executable, "-W", "ignore", __file__, "--run", name]
+    command += ["--data", str(folder), "--metric", args.metric]
     if args.workers:
         command += ["--workers", str(args.workers)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
     peak = 0
-
-    def watch() -> None:
-        # Reading its memory slows a process down; without children it knows its peak.
-        nonlocal peak
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
+            # A process knows its own peak, and reading its memory slows it down.
             if children(process.pid):
                 peak = max(peak, memory_of(process.pid))
             time.sleep(0.05)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out, errors = process.communicate()
-    watcher.join()
+        output.seek(0)
+        out = output.read()
     if process.returncode:
-        print(f"{name} ended with {process.returncode}: {errors[-500:]}")
+        print(f"{name} ended with {process.returncode}: {out[-500:]}")
         return None
     result = json.loads(out.splitlines()[-1])
     result["memory"] = max(peak, result.pop("own_peak")) / 1e9
     return result
 
 
-def measure_median(name: str, folder: Path, args: argparse.Namespace) -> dict | None:
-    """Return the medians over the repeated runs."""
-    runs = [measure(name, folder, args) for _ in range(args.repeats)]
-    if None in runs:
-        return None
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-
-
 def compare(args: argparse.Namespace, num_images: int, folder: Path) -> dict[str, dict]:
     """Run the evaluators on the same data, print a table and return the figures."""
-    write_random_lvis(
-        folder,
-        num_images,
-        args.detections,
-        args.judged,
-        with_masks=args.metric == "segm",
-        seed=args.seed,
-    )
+    sizes = num_images, args.detections, args.judged
+    write_random_lvis(folder, *sizes, args.metric == "segm", args.seed)
     print(
         f"{args.metric}: {num_images:,} images x {args.detections} detections x "
         f"{NUM_CLASSES:,} classes, median of {args.repeats}\n{HEAD}"
@@ -167,10 +137,10 @@ def compare(args: argparse.Namespace, num_images: int, folder: Path) -> dict[str
         if name == "faster-coco-eval" and find_spec("faster_coco_eval") is None:
             print(f"{name:18}  not installed: pip install faster-coco-eval")
             continue
-        row = measure_median(name, folder, args)
-        if row is not None:
-            rows[name] = row
-            print(ROW.format(name, **row), flush=True)
+        runs = [measure(name, folder, args) for _ in range(args.repeats)]
+        if None not in runs:
+            rows[name] = {k: statistics.median(run[k] for run in runs) for k in runs[0]}
+            print(ROW.format(name, **rows[name]), flush=True)
     if "apa_mmdet" in rows:
         print_ratios(rows)
     return rows

@@ -48,52 +48,43 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("truth", metavar="GT.json", help="LVIS annotation file")
-    parser.add_argument(
-        "results", metavar="RESULTS.json", nargs="+", help="results files"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("truth", metavar="GT.json", help="LVIS annotation file")
+    add("results", metavar="RESULTS.json", nargs="+", help="results files")
+    add(
         "--metric",
         choices=["bbox", "segm"],
         help="evaluate boxes or masks (masks if every file's first result has one)",
     )
-    parser.add_argument(
-        "--iou-thrs", type=float, nargs="+", help="IoU thresholds (0.5, 0.55 .. 0.95)"
-    )
-    parser.add_argument(
+    add("--iou-thrs", type=float, nargs="+", help="thresholds (0.5, 0.55 .. 0.95)")
+    add(
         "--img-ids",
         nargs="+",
         help="images to evaluate: ids, or a JSON file that contains a list of them",
     )
-    parser.add_argument(
+    add(
         "--fixed-ap",
         action="store_true",
         help="add Fixed AP: no limit for an image, the best 10,000 of each class",
     )
-    parser.add_argument(
-        "--classwise", action="store_true", help="print AP of each class"
+    add("--classwise", action="store_true", help="print AP of each class")
+    add("--csv", help="write AP of each class to this file")
+    add("--png", help="plot AP of each class against its image count to this file")
+    add("--json", help="write the figures at full precision to this file")
+    numbers = (
+        ("--max-dets", 300, 1, "limit of detections for each image (%(default)s)"),
+        ("--max-dets-per-class", 10_000, 1, "with --fixed-ap (%(default)s)"),
+        ("--num-resamples", 1000, 0, "of the bootstrap (%(default)s); 0 for none"),
+        ("--seed", 0, 0, "of the bootstrap (%(default)s)"),
+        ("--workers", None, 1, "processes (one per core if it takes seconds)"),
     )
-    for flag, help_text in (
-        ("--csv", "write AP of each class to this file"),
-        ("--png", "plot AP of each class against its image count to this file"),
-        ("--json", "write the figures at full precision to this file"),
-    ):
-        parser.add_argument(flag, help=help_text)
-    for flag, default, help_text in (
-        ("--max-dets", 300, "limit of detections for each image (%(default)s)"),
-        ("--max-dets-per-class", 10_000, "with --fixed-ap (%(default)s)"),
-        ("--num-resamples", 1000, "of the bootstrap (%(default)s); 0 for none"),
-        ("--seed", 0, "of the bootstrap (%(default)s)"),
-        ("--workers", None, "processes (one per core if it takes seconds)"),
-    ):
-        parser.add_argument(flag, type=int, default=default, help=help_text)
+    for flag, default, _, help_text in numbers:
+        add(flag, type=int, default=default, help=help_text)
     args = parser.parse_args()
-    for name in ("max_dets", "max_dets_per_class", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    if args.num_resamples < 0:
-        parser.error(f"--num-resamples {args.num_resamples}: expected at least 0")
+    for flag, _, least, _ in numbers:
+        value = getattr(args, flag[2:].replace("-", "_"))
+        if value is not None and value < least:
+            parser.error(f"{flag} {value}: expected at least {least}")
     for path in (args.truth, *args.results):
         if not os.path.isfile(path):
             parser.error(f"{path}: no such file")
@@ -117,18 +108,11 @@ def read_ids(values: list[str]) -> list[int]:
 
 
 def evaluate_file(
-    path: str,
-    truth: GroundTruth,
-    subset: GroundTruth,
-    args: argparse.Namespace,
+    path: str, truth: GroundTruth, subset: GroundTruth, args: argparse.Namespace
 ) -> tuple[LVISResult, dict[str, float], dict[str, float]]:
-    """Return a file's result, its figures, and those of Fixed AP if asked for.
+    """Return a file's result on a subset, its figures, and those of Fixed AP if asked.
 
-    Args:
-        path: The file.
-        truth: The annotations of all images that it may name.
-        subset: The annotations of the images to evaluate.
-        args: The command line's.
+    ``truth`` has all images that the file may name, ``subset`` those to evaluate.
     """
     dets = read_results(path, truth, args.metric == "segm")
     if subset is not truth:
@@ -137,12 +121,11 @@ def evaluate_file(
         iou_type=args.metric, iou_thrs=args.iou_thrs, num_workers=args.workers
     )
     result = evaluate(subset, dets, max_dets=args.max_dets, **options)
-    figures = result.summary()
-    fixed = {}
-    if args.fixed_ap:
-        limit = args.max_dets_per_class
-        fixed = evaluate(subset, dets, max_dets_per_class=limit, **options).summary()
-    return result, figures, fixed
+    if not args.fixed_ap:
+        return result, result.summary(), {}
+    limit = args.max_dets_per_class
+    fixed = evaluate(subset, dets, max_dets_per_class=limit, **options)
+    return result, result.summary(), fixed.summary()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -150,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     check_iou_thrs(args.iou_thrs)
     if args.metric is None:
         args.metric = "segm" if all(map(has_masks, args.results)) else "bbox"
-    ids = None if args.img_ids is None else read_ids(args.img_ids)
+    ids = args.img_ids and read_ids(args.img_ids)
     truth = load_ground_truth(args.truth, args.metric == "segm")
     subset = truth if ids is None else truth.subset(ids)
     print(

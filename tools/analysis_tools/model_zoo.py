@@ -32,7 +32,7 @@ PAGE = """\
 
 No config of this repository has been trained on LVIS, COCO or V3Det yet. The figures
 below are of two kinds: the authors' own, and those measured here on mini-LVIS, a small
-drawn data set. [Results](results.md) says what they mean.
+synthetic data set. [Results](results.md) says what they mean.
 
 ## Published figures
 

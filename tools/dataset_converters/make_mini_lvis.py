@@ -5,24 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 
-from apa_mmdet.datasets.mini_lvis import MiniLVIS, make_mini_lvis
+from apa_mmdet.datasets.mini_lvis import make_mini_lvis
 
 
 def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "out", nargs="?", default="data/mini_lvis", help="folder (default: %(default)s)"
-    )
-    for name, default, help_text in (
-        ("seed", 0, "seed of everything random"),
-        ("num-train", 600, "number of training images"),
-        ("num-val", 150, "number of validation images"),
-        ("image-size", 160, "side of the images in pixels"),
+    add = parser.add_argument
+    add("out", nargs="?", default="data/mini_lvis", help="folder (%(default)s)")
+    for flag, default, help_text in (
+        ("--seed", 0, "seed of everything random"),
+        ("--num-train", 600, "number of training images"),
+        ("--num-val", 150, "number of validation images"),
+        ("--image-size", 160, "side of the images in pixels"),
     ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{help_text} (%(default)s)"
-        )
+        add(flag, type=int, default=default, help=f"{help_text} (%(default)s)")
     return parser.parse_args()
 
 
@@ -32,16 +29,6 @@ def show_progress(done: int, total: int) -> None:
         print(f"\rgenerating: {done}/{total}", end="\n" if done == total else "")
     elif done == total or done % max(total // 5, 1) == 0:
         print(f"generating: {done}/{total}", flush=True)
-
-
-def print_table(made: MiniLVIS) -> None:
-    """Print what the set contains."""
-    heads = ("images", "instances", "rare", "common", "frequent")
-    print(f"{'':5}" + "".join(f"{head:>11}" for head in heads))
-    for split, counts in made.splits.items():
-        row = (counts[key] for key in ("images", "instances", "r", "c", "f"))
-        print(f"{split:5}" + "".join(f"{value:11d}" for value in row))
-    print("rare, common, frequent: numbers of classes")
 
 
 def main() -> None:
@@ -58,10 +45,13 @@ def main() -> None:
         )
     except (ValueError, FileExistsError) as error:
         sys.exit(f"error: {error}")
-    print(
-        f"mini-LVIS {'generated' if made.created else 'already exists'} in {made.root}"
-    )
-    print_table(made)
+    state = "generated" if made.created else "already exists"
+    print(f"mini-LVIS {state} in {made.root}")
+    for split, counts in made.splits.items():
+        print(
+            "{:5} {images} images, {instances} instances of {f} frequent, {c} common "
+            "and {r} rare classes".format(split, **counts)
+        )
 
 
 if __name__ == "__main__":

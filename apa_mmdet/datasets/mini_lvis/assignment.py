@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 
 from .scenes import SHAPES, SKINS
@@ -68,3 +71,23 @@ def assign_classes(
         if not ids:
             ids.append(max(shown, key=len).pop())
     return shown
+
+
+def describe_classes(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the ``categories`` of LVIS, with counts of the training annotations."""
+    instances = Counter(ann["category_id"] for ann in annotations)
+    pairs = {(ann["category_id"], ann["image_id"]) for ann in annotations}
+    images = Counter(category for category, _ in pairs)
+    return [
+        dict(
+            id=index,
+            name=name,
+            synset=f"{name}.n.01",
+            synonyms=[name],
+            **{"def": f"a drawing of a {name.replace('_', ' ')}"},
+            image_count=images[index],
+            instance_count=instances[index],
+            frequency="r" if images[index] <= 10 else "fc"[images[index] <= 100],
+        )
+        for index, name in enumerate(CLASSES, start=1)
+    ]

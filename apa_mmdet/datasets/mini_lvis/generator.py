@@ -13,19 +13,17 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from .assignment import CLASSES, assign_classes, image_quotas
+from .assignment import CLASSES, assign_classes, describe_classes, image_quotas
 from .scenes import compose
 
 # Increase it whenever the same arguments would give other files.
 _VERSION = 1
 _SPLITS = ("train", "val")
 _MARKER = ".mini_lvis_unfinished"
-_MIN_TRAIN, _MIN_VAL, _MIN_SIZE = 375, 60, 96
+_LEAST = dict(seed=0, num_train=375, num_val=60, image_size=96)
 _MAX_OBJECTS = 6  # in one image
 _NUM_NEGATIVES = 12
 _SECOND_INSTANCE, _UNANNOTATED = 0.12, 0.04  # probabilities
-
-Progress = Callable[[int, int], None]
 
 
 class MiniLVIS(NamedTuple):
@@ -50,13 +48,12 @@ def make_mini_lvis(
     num_train: int = 600,
     num_val: int = 150,
     image_size: int = 160,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MiniLVIS:
     """Generate mini-LVIS in a folder, or leave it unchanged if it already exists.
 
-    The annotation files are written last, so a set that looks complete is complete. An
-    interrupted set is generated again. Equal arguments give equal bytes under the same
-    versions of numpy and OpenCV.
+    An interrupted set is generated again. Equal arguments give equal bytes under the
+    same versions of numpy and OpenCV.
 
     Args:
         out_dir: Folder to make. It gets ``annotations/lvis_v1_{train,val}.json``,
@@ -76,21 +73,16 @@ def make_mini_lvis(
         FileExistsError: If ``out_dir`` contains a set made with other arguments, a
             damaged set, or anything else.
     """
-    numbers = dict(
-        seed=(seed, 0),
-        num_train=(num_train, _MIN_TRAIN),
-        num_val=(num_val, _MIN_VAL),
-        image_size=(image_size, _MIN_SIZE),
-    )
-    for name, (value, least) in numbers.items():
+    numbers = (seed, num_train, num_val, image_size)
+    made_with = dict(zip(_LEAST, numbers), generator_version=_VERSION)
+    for name, least in _LEAST.items():
+        value = made_with[name]
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(
                 f"{name}={value!r}: expected an integer of at least {least}; "
                 f"set {name} to {least} or more."
             )
-    made_with = {name: int(value) for name, (value, _) in numbers.items()}
-    seed, num_train, num_val, image_size = made_with.values()
-    made_with["generator_version"] = _VERSION
+        made_with[name] = int(value)
 
     root = Path(out_dir)
     existing = _read_existing(root, made_with)
@@ -105,12 +97,11 @@ def make_mini_lvis(
         shutil.rmtree(root / folder, ignore_errors=True)
         (root / folder).mkdir()
 
-    total, first_id = num_train + num_val, 1
-    data = {}
-    quotas = dict(zip(_SPLITS, image_quotas(num_train, num_val)))
+    data, first_id, size = {}, 1, made_with["image_size"]
+    quotas = image_quotas(num_train, num_val)
     for stream, split in enumerate(_SPLITS):
-        rng = np.random.default_rng((seed, stream))
-        shown = assign_classes(quotas[split], made_with[f"num_{split}"], rng)
+        rng = np.random.default_rng((made_with["seed"], stream))
+        shown = assign_classes(quotas[stream], made_with[f"num_{split}"], rng)
         data[split] = dict(
             info=dict(
                 description="mini-LVIS: synthetic long-tailed instance segmentation",
@@ -126,36 +117,33 @@ def make_mini_lvis(
             licenses=[dict(id=1, name="Synthetic images of apa_mmdet", url="")],
         )
         for image_id, classes in enumerate(shown, start=first_id):
-            _write_image(root, split, image_id, classes, image_size, data[split], rng)
+            _write_image(root, split, image_id, classes, size, data[split], rng)
             if progress is not None:
-                progress(image_id, total)
+                progress(image_id, num_train + num_val)
         first_id += len(shown)
 
-    categories = _categories(data["train"]["annotations"])
+    categories = describe_classes(data["train"]["annotations"])
     for split in _SPLITS:
         data[split]["categories"] = categories
-        path = root / "annotations" / f"lvis_v1_{split}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(data[split]), encoding="utf-8")
-        os.replace(partial, path)
+        text = json.dumps(data[split])
+        _annotation_file(root, split).write_text(text, encoding="utf-8")
     marker.unlink()
     return MiniLVIS(root, True, _count(data))
 
 
+def _annotation_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"lvis_v1_{split}.json"
+
+
 def _read_existing(root: Path, made_with: dict[str, int]) -> dict[str, Any] | None:
     """Return the annotations of a complete set, or None if it has to be generated."""
-    if (root / _MARKER).exists() or not root.exists():
-        return None
-    if root.is_dir() and not any(root.iterdir()):
+    is_new = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    if is_new or (root / _MARKER).exists():
         return None
     remedy = "Delete that folder or choose another out_dir."
     try:
-        data = {
-            split: json.loads(
-                (root / "annotations" / f"lvis_v1_{split}.json").read_text("utf-8")
-            )
-            for split in _SPLITS
-        }
+        files = {split: _annotation_file(root, split) for split in _SPLITS}
+        data = {split: json.loads(files[split].read_text("utf-8")) for split in files}
         existing = data["train"]["info"]["mini_lvis"]
     except (OSError, ValueError, LookupError, TypeError):
         raise FileExistsError(
@@ -176,26 +164,6 @@ def _read_existing(root: Path, made_with: dict[str, int]) -> dict[str, Any] | No
                 f"images in {split}2017, expected {num_images}. {remedy}"
             )
     return data
-
-
-def _categories(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Describe the classes, with frequencies counted on the training annotations."""
-    instances = Counter(ann["category_id"] for ann in annotations)
-    pairs = {(ann["category_id"], ann["image_id"]) for ann in annotations}
-    images = Counter(category for category, _ in pairs)
-    return [
-        dict(
-            id=index,
-            name=name,
-            synset=f"{name}.n.01",
-            synonyms=[name],
-            **{"def": f"a drawing of a {name.replace('_', ' ')}"},
-            image_count=images[index],
-            instance_count=instances[index],
-            frequency="r" if images[index] <= 10 else "fc"[images[index] <= 100],
-        )
-        for index, name in enumerate(CLASSES, start=1)
-    ]
 
 
 def _count(data: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -237,6 +205,7 @@ def _write_image(
     if not cv2.imwrite(str(root / name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
         raise OSError(f"cannot write {root / name}")
     absent = [i for i in range(1, len(CLASSES) + 1) if i not in classes]
+    negative = rng.choice(absent, _NUM_NEGATIVES, replace=False)
     data["images"].append(
         dict(
             id=image_id,
@@ -246,9 +215,7 @@ def _write_image(
             flickr_url="",
             license=1,
             date_captured="2024-01-01 00:00:00",
-            neg_category_ids=sorted(
-                rng.choice(absent, _NUM_NEGATIVES, replace=False).tolist()
-            ),
+            neg_category_ids=np.sort(negative).tolist(),
             not_exhaustive_category_ids=not_exhaustive,
         )
     )

@@ -129,8 +129,7 @@ def _draw_object(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one object on a patch of its own.
 
-    Returns:
-        Its colour (n, n, 3) and the share of each pixel that it covers (n, n).
+    Returns its colour (n, n, 3) and the share of each pixel that it covers (n, n).
     """
     side = 2 * int(np.ceil(1.3 * radius)) + 1
     fine = side * _SUPERSAMPLE

@@ -41,9 +41,6 @@ def accumulate(ranked: RankedMatches) -> tuple[np.ndarray, np.ndarray]:
     attained at a true positive, so only detections that can match are visited; false
     positives among the others are counted.
 
-    Args:
-        ranked: The detections.
-
     Returns:
         Precision, float64 (T, 101, K, A), and recall, float64 (T, K, A); -1 where no
         annotation counts. Equal to lvis-api's ``eval['precision']`` and
@@ -51,11 +48,10 @@ def accumulate(ranked: RankedMatches) -> tuple[np.ndarray, np.ndarray]:
     """
     num_classes, num_areas = ranked.num_annotations.shape
     num_thrs = ranked.true_positive.shape[1]
-    precision = np.full((num_thrs, len(RECALL_THRS), num_classes, num_areas), -1.0)
-    recall = np.full((num_thrs, num_classes, num_areas), -1.0)
     is_annotated = ranked.num_annotations > 0
-    precision[:, :, is_annotated] = 0
-    recall[:, is_annotated] = 0
+    nothing = np.where(is_annotated, 0.0, -1.0)
+    recall = np.tile(nothing, (num_thrs, 1, 1))
+    precision = np.tile(nothing, (num_thrs, len(RECALL_THRS), 1, 1))
     edges = np.searchsorted(ranked.rows, ranked.class_start)
     for index in np.flatnonzero(np.diff(edges) > 0).tolist():
         span = slice(edges[index], edges[index + 1])
@@ -79,11 +75,7 @@ def valid_mean(values: np.ndarray) -> float:
 def _cumulative_counts(
     ranked: RankedMatches, index: int, span: slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return true and false positives up to each matchable row of a class.
-
-    Returns:
-        int64 (rows, T, A) both.
-    """
+    """Return true and false positives up to each matchable row, int64 (rows, T, A)."""
     begin, end = ranked.class_start[index : index + 2]
     is_negative = ranked.is_negative[begin:end]
     rows = ranked.rows[span] - begin
@@ -96,15 +88,9 @@ def _cumulative_counts(
 def _precision_at_recalls(
     tp: np.ndarray, fp: np.ndarray, num_annotations: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision at the recall thresholds and the highest recall.
+    """Return precision at the recall thresholds (T * A, 101) and the highest recall.
 
-    Args:
-        tp: int64 (rows, T, A): true positives so far.
-        fp: int64 (rows, T, A): false positives so far.
-        num_annotations: int64 (A,).
-
-    Returns:
-        (T * A, 101) and (T * A,).
+    ``tp`` and ``fp``, int64 (rows, T, A), are the true and false positives so far.
     """
     num_rows, num_thrs, num_areas = tp.shape
     tp, fp = tp.reshape(num_rows, -1), fp.reshape(num_rows, -1)

@@ -50,9 +50,8 @@ def compare(
     confidence_level: float = 0.95,
     seed: int = 0,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> dict[str, Difference]:
-    """Return the difference of two results on the same images, with intervals.
+    """Return the differences of two results on the same images, with intervals.
 
     The interval says what other images of the same kind would give, not how much
     another training run would change. A class that a resample does not show is left out
@@ -66,7 +65,6 @@ def compare(
         confidence_level: Of the interval, between 0 and 1.
         seed: Of the resamples.
         num_workers: Processes; None for one per core if the work takes long enough.
-        progress: Whether to show a progress bar.
 
     Returns:
         For AP, AP50, AP75, APr, APc and APf, where something is annotated.
@@ -75,32 +73,6 @@ def compare(
         ValueError: If the results have different images, classes or thresholds, or a
             number is out of range.
     """
-    _check(first, second, num_resamples, confidence_level)
-    # One seed for each resample: both results see the same images.
-    seeds = np.random.SeedSequence(seed).spawn(num_resamples)
-    plain, resampled = [], []
-    for result in (first, second):
-        plain.append(_figures(result, _resample(result, [None])))
-        class_ap = _resample_all(result, seeds, num_workers, progress)
-        resampled.append(_figures(result, class_ap))
-    tail = 100 * (1 - confidence_level) / 2
-    differences = {}
-    for index, name in enumerate(FIGURES):
-        values = resampled[1][:, index] - resampled[0][:, index]
-        values = values[np.isfinite(values)]
-        before, after = (float(figures[0, index]) for figures in plain)
-        if np.isfinite([before, after]).all() and len(values):
-            low, high = np.percentile(values, [tail, 100 - tail])
-            above = float((values > 0).mean() + (values == 0).mean() / 2)
-            differences[name] = Difference(
-                before, after, float(low), float(high), above
-            )
-    return differences
-
-
-def _check(
-    first: LVISResult, second: LVISResult, num_resamples: int, confidence_level: float
-) -> None:
     for name in ("image_ids", "class_ids"):
         if not np.array_equal(getattr(first.truth, name), getattr(second.truth, name)):
             raise ValueError(
@@ -117,31 +89,41 @@ def _check(
             f"num_resamples={num_resamples!r}, confidence_level={confidence_level!r}: "
             "expected at least 1, and a number between 0 and 1"
         )
+    # One seed for each resample: both results see the same images.
+    seeds = np.random.SeedSequence(seed).spawn(num_resamples)
+    plain, resampled = [], []
+    for result in (first, second):
+        plain.append(_figures(result, _resample(result, [None])))
+        class_ap = _resample_all(result, seeds, num_workers)
+        resampled.append(_figures(result, class_ap))
+    tail = 100 * (1 - confidence_level) / 2
+    differences = {}
+    for index, name in enumerate(FIGURES):
+        values = resampled[1][:, index] - resampled[0][:, index]
+        values = values[np.isfinite(values)]
+        before, after = (float(figures[0, index]) for figures in plain)
+        if np.isfinite([before, after]).all() and len(values):
+            low, high = np.percentile(values, [tail, 100 - tail])
+            above = float((values > 0).mean() + (values == 0).mean() / 2)
+            bounds = float(low), float(high)
+            differences[name] = Difference(before, after, *bounds, above)
+    return differences
 
 
 def _figures(result: LVISResult, class_ap: np.ndarray) -> np.ndarray:
     """Return the figures of each resample, (resamples, figures); NaN if undefined.
 
-    Args:
-        result: Where the groups of the classes come from.
-        class_ap: (resamples, K, 3): AP, AP50 and AP75 of each class, NaN if not drawn.
+    ``class_ap`` (resamples, K, 3) is AP, AP50 and AP75 of each class, NaN if not drawn.
     """
-    columns = [class_ap[..., 0], class_ap[..., 1], class_ap[..., 2]]
-    for index in range(len(FREQUENCIES)):
-        columns.append(class_ap[:, result.truth.frequency == index, 0])
-    means = []
-    for values in columns:
-        number = np.isfinite(values).sum(axis=1)
-        total = np.nansum(values, axis=1)
-        means.append(np.where(number > 0, total / np.maximum(number, 1), np.nan))
-    return np.stack(means, axis=1)
+    groups = [result.truth.frequency == index for index in range(len(FREQUENCIES))]
+    columns = [*np.moveaxis(class_ap, 2, 0), *(class_ap[:, g, 0] for g in groups)]
+    number = np.stack([np.isfinite(values).sum(axis=1) for values in columns], axis=1)
+    total = np.stack([np.nansum(values, axis=1) for values in columns], axis=1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _resample_all(
-    result: LVISResult,
-    seeds: list[np.random.SeedSequence],
-    num_workers: int | None,
-    progress: bool,
+    result: LVISResult, seeds: list[np.random.SeedSequence], num_workers: int | None
 ) -> np.ndarray:
     """Return the classes' AP in each resample, (resamples, K, 3), block by block."""
     ranked, num_resamples = result.ranked, len(seeds)
@@ -157,7 +139,7 @@ def _resample_all(
     seconds = 4e-9 * num_resamples * (per_class.sum() + 20 * matchable.sum() + 1e5)
     workers = choose_num_workers(num_workers, seconds, len(blocks))
     pieces = []
-    with progress_bar("bootstrap", "resamples", progress, total=num_resamples) as bar:
+    with progress_bar("bootstrap", "resamples", total=num_resamples) as bar:
         for piece in map_chunks(_resample, result, blocks, workers):
             pieces.append(piece)
             bar.update(len(piece))
@@ -168,26 +150,23 @@ def _resample(
     result: LVISResult, seeds: list[np.random.SeedSequence | None]
 ) -> np.ndarray:
     """Return the classes' AP for each seed, (seeds, K, 3); None is every image once."""
-    truth, ranked = result.truth, result.ranked
+    truth, thrs = result.truth, result.iou_thrs
     weights = np.stack([_image_weights(truth.num_images, seed) for seed in seeds])
     counts = ~truth.ignored()[:, 0]
-    by_class = np.argsort(truth.class_index[counts], kind="stable")
-    image_index = truth.image_index[counts][by_class]
-    edges = np.arange(truth.num_classes + 1)
-    class_start = np.searchsorted(truth.class_index[counts][by_class], edges)
-    rows = np.searchsorted(ranked.rows, ranked.class_start)
+    image_index, class_index = truth.image_index[counts], truth.class_index[counts]
+    by_class = np.argsort(class_index, kind="stable")
+    edges = np.searchsorted(class_index[by_class], np.arange(truth.num_classes + 1))
     ap = np.full((len(weights), truth.num_classes, 3), np.nan)
-    columns = [np.isclose(result.iou_thrs, value) for value in (0.5, 0.75)]
-    for index in np.flatnonzero(np.diff(class_start)).tolist():
-        images = image_index[class_start[index] : class_start[index + 1]]
+    columns = [thrs > 0, np.isclose(thrs, 0.5), np.isclose(thrs, 0.75)]
+    for index in np.flatnonzero(np.diff(edges)).tolist():
+        images = image_index[by_class[edges[index] : edges[index + 1]]]
         num_annotations = weights[:, images].sum(axis=1)
-        span = slice(rows[index], rows[index + 1])
-        at_thrs = _class_ap(result, weights, num_annotations, index, span)
+        at_thrs = _class_ap(result, weights, num_annotations, index)
         is_drawn = num_annotations > 0
-        ap[is_drawn, index, 0] = at_thrs[is_drawn].mean(axis=1)
-        for place, column in enumerate(columns, start=1):
+        for place, column in enumerate(columns):
             if column.any():
-                ap[is_drawn, index, place] = at_thrs[is_drawn][:, column].mean(axis=1)
+                drawn = at_thrs[np.ix_(is_drawn, column)]
+                ap[is_drawn, index, place] = drawn.mean(axis=1)
     return ap
 
 
@@ -200,22 +179,16 @@ def _image_weights(num_images: int, seed: np.random.SeedSequence | None) -> np.n
 
 
 def _class_ap(
-    result: LVISResult,
-    weights: np.ndarray,
-    num_annotations: np.ndarray,
-    index: int,
-    span: slice,
+    result: LVISResult, weights: np.ndarray, num_annotations: np.ndarray, index: int
 ) -> np.ndarray:
     """Return a class's AP in each resample at each threshold, (resamples, T).
 
-    Args:
-        result: With the ranked detections.
-        weights: int32 (resamples, N): how many times each image was drawn.
-        num_annotations: (resamples,): annotations of the class in the images drawn.
-        index: Of the class.
-        span: Its rows among those that can match.
+    ``weights`` (resamples, N) says how many times each image was drawn,
+    ``num_annotations`` (resamples,) how many of the class the images drawn have.
     """
     ranked = result.ranked
+    begin, end = ranked.class_start[index : index + 2]
+    span = slice(*np.searchsorted(ranked.rows, (begin, end)))
     at_thrs = np.zeros((len(weights), len(result.iou_thrs)))
     threshold, place = np.nonzero(ranked.matched[span, :, 0].T)
     if not len(place):
@@ -223,7 +196,6 @@ def _class_ap(
     # From here an entry is a detection that matched at a threshold; those of each
     # threshold follow one another by falling score.
     first = np.searchsorted(threshold, np.arange(len(result.iou_thrs) + 1))
-    begin, end = ranked.class_start[index : index + 2]
     image_index = ranked.image_index[begin:end]
     is_negative = ranked.is_negative[begin:end, 0]
     rows = ranked.rows[span][place] - begin

@@ -50,12 +50,10 @@ class Detections:
         )
 
     def subset(self, truth: GroundTruth, subset: GroundTruth) -> Detections:
-        """Return the detections in a subset of the images.
+        """Return the detections in some of the images.
 
-        Args:
-            truth: The annotations that the image indices refer to.
-            subset: What :meth:`.GroundTruth.subset` made of them; the indices returned
-                refer to these.
+        ``subset`` is what :meth:`.GroundTruth.subset` made of ``truth``, to which the
+        image indices refer; those returned refer to the subset.
         """
         new_index = np.full(truth.num_images, -1, np.int32)
         positions = np.searchsorted(truth.image_ids, subset.image_ids)
@@ -66,16 +64,12 @@ class Detections:
     @classmethod
     def concatenate(cls, pieces: list[Detections]) -> Detections:
         """Return the detections of all pieces, of which there is at least one."""
-
-        def joined(name: str) -> np.ndarray:
-            return np.concatenate([getattr(piece, name) for piece in pieces])
-
-        masks = [piece.masks for piece in pieces]
-        has_masks = all(mask is not None for mask in masks)
+        columns = ((p.image_index, p.class_index, p.scores, p.boxes) for p in pieces)
+        masks, areas = zip(*((piece.masks, piece.areas) for piece in pieces))
         return cls(
-            *map(joined, ("image_index", "class_index", "scores", "boxes")),
-            PackedMasks.concatenate(masks) if has_masks else None,
-            None if pieces[0].areas is None else joined("areas"),
+            *map(np.concatenate, zip(*columns)),
+            None if masks[0] is None else PackedMasks.concatenate([*masks]),
+            None if areas[0] is None else np.concatenate(areas),
         )
 
     @classmethod

@@ -20,7 +20,7 @@ class InputErrors:
         source: What is being checked, for the message.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: object) -> None:
         self._source = source
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
@@ -35,12 +35,12 @@ class InputErrors:
             examples += [describe(int(index)) for index in bad[:missing]]
 
     def index_of(
-        self, name: str, sorted_ids: np.ndarray, ids: np.ndarray, row_name: RowName
+        self, column: str, sorted_ids: np.ndarray, ids: np.ndarray, name: RowName
     ) -> np.ndarray:
         """Return the index of each id among sorted ids, int32; add those not there."""
         index, is_known = lookup(sorted_ids, ids)
         self.add_where(
-            f"unknown {name}", ~is_known, lambda i: f"{row_name(i)} ({ids[i]})"
+            f"unknown {column}", ~is_known, lambda i: f"{name(i)} ({ids[i]})"
         )
         return index.astype(np.int32)
 
@@ -51,38 +51,36 @@ class InputErrors:
         self.add_where(kind, is_repeated, describe)
 
     def add_bad_numbers(
-        self, row_name: RowName, boxes: np.ndarray, **columns: np.ndarray
+        self, name: RowName, boxes: np.ndarray, **columns: np.ndarray
     ) -> None:
-        """Add numbers that are not finite, and boxes of negative size.
+        """Add boxes (n, 4: x, y, width, height) and numbers (n,) that are unusable.
 
-        Args:
-            row_name: ``row_name(i)`` names row i.
-            boxes: (n, 4): x, y, width, height.
-            columns: Further numbers by their name, such as ``score`` (n,).
+        Numbers must be finite, and boxes must not have a negative size.
         """
-        for column, values in columns.items():
-            self.add_where(
-                f"{column.replace('_', ' ')} is not finite",
-                ~np.isfinite(values),
-                lambda i, values=values: f"{row_name(i)} {values[i]}",
-            )
         is_finite = np.isfinite(boxes).all(axis=1)
         with np.errstate(invalid="ignore"):
             is_negative = is_finite & (boxes[:, 2:] < 0).any(axis=1)
-        for kind, is_bad in (
-            ("box is not finite", ~is_finite),
-            ("box of negative size (x, y, width, height)", is_negative),
-        ):
-            self.add_where(kind, is_bad, lambda i: f"{row_name(i)} {boxes[i].tolist()}")
+        checks = [
+            (f"{column.replace('_', ' ')} is not finite", ~np.isfinite(values), values)
+            for column, values in columns.items()
+        ]
+        checks += [
+            ("box is not finite", ~is_finite, boxes),
+            ("box of negative size (x, y, width, height)", is_negative, boxes),
+        ]
+        for kind, is_bad, values in checks:
+            self.add_where(
+                kind, is_bad, lambda i, v=values: f"{name(i)} {v[i].tolist()}"
+            )
 
     def add_damaged(
-        self, row_name: RowName, masks: PackedMasks, num_pixels: np.ndarray
+        self, name: RowName, masks: PackedMasks, num_pixels: np.ndarray
     ) -> None:
         """Add masks that do not fill their image; see :func:`.masks.find_damaged`."""
         self.add_where(
             "damaged mask, an RLE that does not fill its image",
             find_damaged(masks, num_pixels),
-            row_name,
+            name,
         )
 
     def raise_if_any(self, total: int, what: str = "detections") -> None:

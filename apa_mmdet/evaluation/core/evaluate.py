@@ -82,7 +82,6 @@ def evaluate(
     max_dets: int = 300,
     max_dets_per_class: int | None = None,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> LVISResult:
     """Evaluate detections.
 
@@ -95,10 +94,6 @@ def evaluate(
         max_dets_per_class: If given, compute Fixed AP: this limit for each class over
             the data set, and none for an image.
         num_workers: Processes; None for one per core if the work takes long enough.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The result.
 
     Raises:
         ValueError: If an argument has an unexpected value, or masks are missing.
@@ -113,14 +108,13 @@ def evaluate(
             f"iou_type='segm': the {which} have no masks; load them with masks, or "
             "evaluate 'bbox'"
         )
-    columns = detections.image_index, detections.class_index, detections.scores
     is_fixed = max_dets_per_class is not None
     if is_fixed:
-        judged = select_judged_fixed(truth, *columns, max_dets_per_class)
+        judged = select_judged_fixed(truth, detections, max_dets_per_class)
     else:
-        judged = select_judged(truth, *columns, max_dets)
+        judged = select_judged(truth, detections, max_dets)
     ranked = _match_and_rank(
-        truth, detections.take(judged), thresholds, with_masks, num_workers, progress
+        truth, detections.take(judged), thresholds, with_masks, num_workers
     )
     precision, recall = accumulate(ranked)
     limit = -1 if is_fixed else max_dets
@@ -133,7 +127,6 @@ def _match_and_rank(
     thresholds: np.ndarray,
     with_masks: bool,
     num_workers: int | None,
-    progress: bool,
 ) -> RankedMatches:
     """Match judged detections, and sort them by class and falling score."""
     areas = detections.areas
@@ -143,15 +136,9 @@ def _match_and_rank(
     order = np.lexsort((-detections.scores, pairs))
     order = order[areas[order] > 0]  # lvis-api drops the others
     pairs, areas, detections = pairs[order], areas[order], detections.take(order)
+    truth_pairs = truth.pairs(truth.image_index, truth.class_index)
     matches = match(
-        truth,
-        detections,
-        pairs,
-        truth.pairs(truth.image_index, truth.class_index),
-        thresholds,
-        with_masks,
-        num_workers,
-        progress,
+        truth, detections, pairs, truth_pairs, thresholds, with_masks, num_workers
     )
     not_exhaustive = truth.is_not_exhaustive(pairs)[:, None]
     is_negative = ~(outside_area_ranges(areas) | not_exhaustive)
@@ -160,7 +147,7 @@ def _match_and_rank(
     # class stay in the order of image ids, which is lvis-api's.
     class_index = detections.class_index
     by_class = np.lexsort((-detections.scores, class_index))
-    new_row = np.empty(len(by_class), np.int64)
+    new_row = np.empty_like(by_class)
     new_row[by_class] = np.arange(len(by_class))
     rows = new_row[matches.rows]
     by_row = np.argsort(rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .masks import PackedMasks
-from .params import outside_area_ranges
+from .params import AREA_NAMES, outside_area_ranges
 
 
 @dataclass
@@ -72,6 +72,11 @@ class GroundTruth:
         """K."""
         return len(self.class_ids)
 
+    @property
+    def num_pixels(self) -> np.ndarray:
+        """Height x width of each image, int64 (N,)."""
+        return self.heights.astype(np.int64) * self.widths
+
     def pairs(self, image_index: np.ndarray, class_index: np.ndarray) -> np.ndarray:
         """Return the pair of each image and class, int64."""
         return image_index.astype(np.int64) * self.num_classes + class_index
@@ -90,13 +95,9 @@ class GroundTruth:
 
     def num_annotations(self) -> np.ndarray:
         """Return how many annotations of each class count, int64 (K, 4)."""
-        return np.stack(
-            [
-                np.bincount(self.class_index[~column], minlength=self.num_classes)
-                for column in self.ignored().T
-            ],
-            axis=1,
-        )
+        counts = np.zeros((self.num_classes, len(AREA_NAMES)), np.int64)
+        np.add.at(counts, self.class_index, ~self.ignored())
+        return counts
 
     def subset(self, image_ids: Iterable[int]) -> GroundTruth:
         """Return the annotations of some images.
@@ -118,8 +119,8 @@ class GroundTruth:
 
         def renumber(pairs: np.ndarray) -> np.ndarray:
             image_index, class_index = np.divmod(pairs, self.num_classes)
-            pairs = self.pairs(new_index[image_index], class_index)
-            return pairs[new_index[image_index] >= 0]
+            image_index = new_index[image_index]
+            return self.pairs(image_index, class_index)[image_index >= 0]
 
         return replace(
             self,

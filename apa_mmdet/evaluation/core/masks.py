@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-_CHECKED_AT_ONCE = 100  # masks; their runs fit in the cache
+_CHECKED_AT_ONCE = 200  # masks; their runs fit in the cache
+_MAX_CHARS = 7  # of a run, 5 bits each
 
 
 @functools.cache
@@ -24,20 +26,20 @@ def mask_api() -> ModuleType:
     return mask
 
 
+@dataclass
 class PackedMasks:
     """Compressed RLEs as slices of one buffer of bytes instead of Python objects.
 
-    Args:
-        buffer: uint8 array, the ``counts`` of all masks.
-        start: int64 array (n,): where in the buffer each mask begins.
-        stop: int64 array (n,): where it ends. An empty slice stands for a mask that
-            was left out because nothing will use it.
+    Attributes:
+        buffer: uint8, the ``counts`` of all masks.
+        start: int64 (n,): where in the buffer each mask begins.
+        stop: int64 (n,): where it ends. An empty slice stands for a mask that was left
+            out because nothing will use it.
     """
 
-    def __init__(self, buffer: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
-        self.buffer = buffer
-        self.start = start
-        self.stop = stop
+    buffer: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
 
     @classmethod
     def pack(cls, counts: Iterable[bytes]) -> PackedMasks:
@@ -77,9 +79,8 @@ class PackedMasks:
     def compact(self) -> PackedMasks:
         """Return the same masks in a buffer that holds nothing else."""
         view = memoryview(self.buffer)
-        used = b"".join(
-            [view[a:b] for a, b in zip(self.start.tolist(), self.stop.tolist())]
-        )
+        bounds = zip(self.start.tolist(), self.stop.tolist())
+        used = b"".join([view[start:stop] for start, stop in bounds])
         return PackedMasks.from_lengths(np.frombuffer(used, np.uint8), self.lengths)
 
     def rles(
@@ -106,7 +107,9 @@ def encode(segmentation: Any, height: int, width: int) -> bytes:
     if isinstance(segmentation, list):
         polygons = mask_api().frPyObjects(segmentation, height, width)
         return mask_api().merge(polygons)["counts"]
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= {*segmentation}:
+    if not isinstance(segmentation, dict) or not (
+        "size" in segmentation and "counts" in segmentation
+    ):
         raise ValueError(
             f"a segmentation of type {type(segmentation).__name__}; expected polygons "
             "or an RLE with size and counts"
@@ -134,17 +137,12 @@ def encode_bitmaps(bitmaps: np.ndarray) -> list[bytes]:
 
 
 def find_damaged(masks: PackedMasks, num_pixels: np.ndarray) -> np.ndarray:
-    """Return which masks are damaged: their run lengths do not fill their image.
+    """Return which masks are damaged, bool (n,): their runs do not fill their image.
 
     pycocotools does not check this. Given a truncated RLE it returns a wrong overlap,
-    or never returns.
+    or never returns. Masks that were left out are not damaged.
 
-    Args:
-        masks: n masks; those that were left out are not damaged.
-        num_pixels: (n,): height x width of the image of each.
-
-    Returns:
-        bool (n,).
+    ``num_pixels`` (n,) is the height x width of each mask's image.
     """
     is_damaged = np.zeros(len(masks), bool)
     present = np.flatnonzero(masks.lengths)
@@ -161,60 +159,48 @@ def _sum_of_runs(masks: PackedMasks) -> np.ndarray:
     lowest first, and whether more follow. The value is signed. From the fourth run on
     it is the difference from the run before the previous one.
 
-    Args:
-        masks: None of them empty, in a buffer that holds nothing else.
+    The masks must not be empty, and their buffer must hold nothing else.
     """
     char = masks.buffer - np.uint8(ord("0"))  # wraps around
-    is_last = (char & 32) == 0
+    is_last = char < 32
     is_broken = char > 63
-    is_broken[masks.stop - 1] |= ~is_last[masks.stop - 1]
-    is_last[masks.stop - 1] = True  # so that each mask begins with a new run
+    ends = masks.stop - 1
+    is_broken[ends] |= ~is_last[ends]
+    is_last[ends] = True  # so that each mask begins with a new run
     last = np.flatnonzero(is_last)
-    first = np.concatenate([[0], last[:-1] + 1])
-    num_chars = last - first + 1
-    is_broken[first[num_chars > 7]] = True  # no run needs more
-    value = (char[first] & 31).astype(np.int64)
-    for place in range(1, min(num_chars.max(), 7)):
+    num_chars = np.diff(last, prepend=-1)
+    bits = char & 31
+    run = (bits[last] ^ 16).astype(np.int64) - 16  # extends the sign
+    for place in range(1, min(num_chars.max(), _MAX_CHARS)):
         longer = np.flatnonzero(num_chars > place)
-        bits = (char[first[longer] + place] & 31).astype(np.int64)
-        value[longer] |= bits << 5 * place
-    sign = (char[last] & 16).astype(np.int64)
-    value -= sign << (5 * np.minimum(num_chars, 7) - 4)
+        run[longer] = run[longer] << 5 | bits[last[longer] - place]
+    is_broken[last[num_chars > _MAX_CHARS]] = True
 
-    # Runs in two columns, every other one in each, so that differences add up along a
-    # column. Each mask begins a row; its first run is not part of the sums.
-    first_run = np.searchsorted(first, masks.start)
-    num_runs = np.diff(np.append(first_run, len(value)))
-    num_rows = (num_runs + 1) >> 1
-    begin = 2 * (np.cumsum(num_rows) - num_rows)
-    runs = np.zeros(2 * num_rows.sum(), np.int64)
-    runs[np.arange(len(value)) + np.repeat(begin - first_run, num_runs)] = value
-    runs[begin] = 0
-    for column in (0, 1):
-        differences = runs[column::2].copy()
-        total = np.cumsum(differences)
-        row = begin >> 1
-        runs[column::2] = total - np.repeat((total - differences)[row], num_rows)
-    runs[begin] = value[first_run]
-    runs[(begin + num_runs)[num_runs % 2 == 1]] = 0  # the empty end of a last row
-    is_bad = np.logical_or.reduceat(is_broken, masks.start)
-    is_bad |= np.minimum.reduceat(runs, begin) < 0
-    return np.where(is_bad, -1, np.add.reduceat(runs, begin))
+    first = np.searchsorted(last, masks.start)  # each mask's first run
+    total = run[first]
+    is_bad = total < 0
+    run[first] = 0  # it is not part of the differences
+    for parity in (0, 1):
+        # Every other run, as a sum that goes on from one mask to the next.
+        sums = np.cumsum(np.append(run[parity::2], 0))
+        edges = np.append((first - parity + 1) >> 1, len(sums) - 1)
+        number = np.diff(edges)
+        before = np.where(edges > 0, sums[edges - 1], 0)[:-1]
+        lowest = np.minimum.reduceat(sums, edges)[:-1]
+        is_bad |= (number > 0) & (lowest < before)
+        sums = np.add.reduceat(sums, edges)[:-1] - number * before
+        total += np.where(number > 0, sums, 0)
+    is_bad[np.searchsorted(masks.stop, np.flatnonzero(is_broken), side="right")] = True
+    return np.where(is_bad, -1, total)
 
 
 def measure(
     masks: PackedMasks, heights: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return areas and bounding boxes of masks.
+    """Return areas (n,) in pixels and boxes (n, 4: x, y, width, height), float64.
 
-    Args:
-        masks: n masks.
-        heights: (n,): of the image that each belongs to, in pixels.
-        widths: (n,).
-
-    Returns:
-        Areas (n,) in pixels and boxes (n, 4) as x, y, width, height, both float64;
-        zeros for masks that were left out.
+    ``heights`` and ``widths`` (n,) are those of the image that each mask belongs to.
+    For masks that were left out the numbers are 0.
     """
     areas, boxes = np.zeros(len(masks)), np.zeros((len(masks), 4))
     for row in np.flatnonzero(masks.lengths).tolist():

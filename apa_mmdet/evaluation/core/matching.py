@@ -12,7 +12,7 @@ pycocotools.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,7 +48,6 @@ class _Task(NamedTuple):
 
     truth: GroundTruth
     detections: Detections
-    bounds: np.ndarray  # int64 (P, 4), see _group_bounds
     iou_thrs: np.ndarray
     ignored: np.ndarray  # bool (G, A)
     with_masks: bool
@@ -62,7 +61,6 @@ def match(
     iou_thrs: np.ndarray,
     with_masks: bool,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> Matches:
     """Match detections to annotations of the same group.
 
@@ -75,68 +73,52 @@ def match(
         iou_thrs: float64 (T,).
         with_masks: Whether to use the IoU of masks instead of boxes.
         num_workers: Processes; None for one per core if the work takes long enough.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The matches.
     """
-    bounds = _group_bounds(detection_group, truth_group)
-    ignored = truth.ignored()
-    task = _Task(truth, detections, bounds, iou_thrs, ignored, with_masks)
-    chunks = _chunks(bounds)
-    sizes = bounds[:, 1::2] - bounds[:, ::2]
+    groups = np.intersect1d(detection_group, truth_group)
+    bounds = group_bounds(groups, detection_group, truth_group)
+    num_dets, num_truths = (bounds[:, 1::2] - bounds[:, ::2]).T
     seconds = len(bounds) * _SECONDS_PER_CALL
     if with_masks:
-        seconds += sizes.sum() * _SECONDS_PER_MASK
+        seconds += (num_dets + num_truths).sum() * _SECONDS_PER_MASK
+    # Chunks of whole groups, with about as many IoUs as are held at a time.
+    ious = np.cumsum(num_dets * num_truths + 50)
+    size = np.clip(ious.max(initial=0) // 16, 10_000, _IOUS_AT_ONCE)
+    chunks = np.split(bounds, np.flatnonzero(np.diff((ious - 1) // size)) + 1)
     workers = choose_num_workers(num_workers, seconds, len(chunks))
-    total = int(sizes[:, 0].sum())
+    task = _Task(truth, detections, iou_thrs, truth.ignored(), with_masks)
     pieces = []
-    with progress_bar("matching", "detections", progress, total=total) as bar:
-        results = map_chunks(_match_chunk, task, chunks, workers)
-        for (begin, end), piece in zip(chunks, results):
+    with progress_bar("matching", "detections", total=int(num_dets.sum())) as bar:
+        for chunk, piece in zip(
+            chunks, map_chunks(_match_chunk, task, chunks, workers)
+        ):
             pieces.append(piece)
-            bar.update(int(sizes[begin:end, 0].sum()))
-    if not pieces:
-        nothing = np.zeros((0, len(iou_thrs), ignored.shape[1]), bool)
-        return Matches(np.zeros(0, np.int64), nothing, nothing)
+            bar.update(int((chunk[:, 1] - chunk[:, 0]).sum()))
     return Matches(*(np.concatenate(arrays) for arrays in zip(*pieces)))
 
 
-def _group_bounds(detection_group: np.ndarray, truth_group: np.ndarray) -> np.ndarray:
-    """Return where the groups with both detections and annotations lie, (P, 4).
+def group_bounds(
+    groups: np.ndarray, detection_group: np.ndarray, truth_group: np.ndarray
+) -> np.ndarray:
+    """Return where each group lies among sorted detections and annotations, (P, 4).
 
-    The columns are the first detection and the last + 1, then those of annotations.
+    The columns are its first detection and its last + 1, then those of annotations.
     """
-    group = np.intersect1d(detection_group, truth_group)
     return np.stack(
         [
-            np.searchsorted(groups, group, side=side)
-            for groups in (detection_group, truth_group)
+            np.searchsorted(each, groups, side=side)
+            for each in (detection_group, truth_group)
             for side in ("left", "right")
         ],
         axis=1,
     )
 
 
-def _chunks(bounds: np.ndarray) -> list[tuple[int, int]]:
-    """Cut the groups into ranges with about as many IoUs as are held at a time."""
-    if not len(bounds):
-        return []
-    ious = np.cumsum((bounds[:, 1] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 2]) + 50)
-    chunk = (ious - 1) // min(_IOUS_AT_ONCE, max(ious[-1] // 16, 10_000))
-    cuts = np.flatnonzero(np.diff(chunk)) + 1
-    edges = [0, *cuts.tolist(), len(bounds)]
-    return list(zip(edges[:-1], edges[1:]))
-
-
-def _match_chunk(task: _Task, chunk: tuple[int, int]) -> Matches:
-    """Match the groups from ``chunk[0]`` up to ``chunk[1]``."""
-    bounds = task.bounds[slice(*chunk)]
+def _match_chunk(task: _Task, bounds: np.ndarray) -> Matches:
+    """Match the groups with these bounds."""
     num_dets = bounds[:, 1] - bounds[:, 0]
     size = num_dets * (bounds[:, 3] - bounds[:, 2])
-    api = mask_api()
     iou = np.concatenate(
-        [_group_ious(api, task, *group) for group in bounds.tolist()] or [np.zeros(0)]
+        [np.zeros(0), *(_group_ious(task, *group) for group in bounds.tolist())]
     )
     # Only what overlaps enough for the lowest threshold can match.
     near = np.flatnonzero(iou >= min(task.iou_thrs.min(), _MAX_IOU_THR))
@@ -148,9 +130,7 @@ def _match_chunk(task: _Task, chunk: tuple[int, int]) -> Matches:
     return _match_by_rank(group, detection, annotation, iou[near], task)
 
 
-def _group_ious(
-    api: Any, task: _Task, d0: int, d1: int, g0: int, g1: int
-) -> np.ndarray:
+def _group_ious(task: _Task, d0: int, d1: int, g0: int, g1: int) -> np.ndarray:
     """Return the IoUs of one group, (annotations x detections,)."""
     if task.with_masks:
         image = task.truth.image_index[g0]
@@ -160,7 +140,7 @@ def _group_ious(
     else:
         dets, gts = task.detections.boxes[d0:d1], task.truth.boxes[g0:g1]
     # LVIS has no crowd annotations.
-    return api.iou(dets, gts, [0] * (g1 - g0)).ravel(order="F")
+    return mask_api().iou(dets, gts, [0] * (g1 - g0)).ravel(order="F")
 
 
 def _match_by_rank(
@@ -219,16 +199,15 @@ _IGNORED, _NONE = 1 << 29, 1 << 30
 def _first_choice(
     is_free: np.ndarray, ignored: np.ndarray, starts: np.ndarray
 ) -> np.ndarray:
-    """Return each detection's first free entry, those that count before ignored ones.
+    """Return each detection's first free entry, int32 (detections, T, A).
+
+    Entries that count go before ignored ones, to whose index ``_IGNORED`` is added. The
+    value is at least ``_NONE`` if no entry is free.
 
     Args:
         is_free: bool (entries, T, A).
         ignored: bool (entries, A): whether the entry's annotation does not count.
         starts: Where each detection's entries begin.
-
-    Returns:
-        int32 (detections, T, A): index of the entry, plus ``_IGNORED`` if it does not
-        count; ``_NONE`` or more if none is free.
     """
     index = np.arange(len(is_free), dtype=np.int32)[:, None]
     cost = np.where(ignored, index + np.int32(_IGNORED), index)[:, None, :]

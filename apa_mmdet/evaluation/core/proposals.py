@@ -11,7 +11,7 @@ from .accumulate import valid_mean
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .masks import mask_api
-from .matching import match
+from .matching import group_bounds, match
 from .params import AREA_NAMES
 from .selection import top_per_group
 
@@ -22,7 +22,6 @@ def proposal_recall(
     proposal_nums: Sequence[int],
     iou_thrs: np.ndarray,
     num_workers: int | None = None,
-    progress: bool = True,
 ) -> dict[str, float]:
     """Return the recall of the best proposals of each image, ignoring classes.
 
@@ -36,7 +35,6 @@ def proposal_recall(
         proposal_nums: Limits of proposals for each image.
         iou_thrs: float64 (T,); recall is the mean over them.
         num_workers: As in :func:`~.evaluate.evaluate`.
-        progress: As in :func:`~.evaluate.evaluate`.
 
     Returns:
         ``AR@n``, ``ARs@n``, ``ARm@n`` and ``ARl@n`` for each n; -1 where nothing is
@@ -51,7 +49,6 @@ def proposal_recall(
         iou_thrs,
         with_masks=False,
         num_workers=num_workers,
-        progress=progress,
     )
     # What a proposal matches does not depend on those with lower scores.
     rank = rank[matches.rows]
@@ -72,45 +69,26 @@ def proposal_recall_fast(
     proposal_nums: Sequence[int],
     iou_thrs: np.ndarray,
 ) -> dict[str, float]:
-    """Return the recall that mmdet calls ``proposal_fast``.
+    """Return the recall that mmdet calls ``proposal_fast``: ``AR@n`` for each n.
 
     In each image the annotation and the proposal with the highest IoU are paired, then
     the best pair of the remaining ones, and so on, whatever the scores. An annotation
-    is recalled if the IoU of its pair reaches the threshold.
-
-    Args:
-        truth: The annotations.
-        detections: The proposals.
-        proposal_nums: Limits of proposals for each image.
-        iou_thrs: float64 (T,); recall is the mean over them.
-
-    Returns:
-        ``AR@n`` for each n; -1 where nothing is annotated.
+    is recalled if the IoU of its pair reaches the threshold. The arguments are those of
+    :func:`proposal_recall`.
     """
     proposals, rank = _top_proposals(detections, max(proposal_nums))
-    bounds = np.stack(
-        [
-            np.searchsorted(image_index, np.arange(truth.num_images), side=side)
-            for image_index in (proposals.image_index, truth.image_index)
-            for side in ("left", "right")
-        ],
-        axis=1,
-    )
-    best = {number: [np.zeros(0)] for number in proposal_nums}
-    for d0, d1, g0, g1 in bounds[bounds[:, 3] > bounds[:, 2]].tolist():
-        if d0 == d1:
-            ious = np.zeros((0, g1 - g0))
-        else:
-            boxes = proposals.boxes[d0:d1], truth.boxes[g0:g1]
-            ious = mask_api().iou(*boxes, [0] * (g1 - g0))
-        for number in proposal_nums:
-            best[number].append(_pair_ious(ious[rank[d0:d1] < number].T.copy()))
-    figures = {}
-    for number, pieces in best.items():
-        iou = np.concatenate(pieces)
-        recall = (iou[:, None] >= iou_thrs).mean(axis=0) if len(iou) else iou
-        figures[f"AR@{number}"] = float(recall.mean()) if len(iou) else -1.0
-    return figures
+    images = np.unique(truth.image_index)
+    bounds = group_bounds(images, proposals.image_index, truth.image_index)
+    best = np.zeros((len(proposal_nums), len(truth.boxes)))
+    for d0, d1, g0, g1 in bounds.tolist():
+        boxes = proposals.boxes[d0:d1], truth.boxes[g0:g1]
+        ious = np.reshape(mask_api().iou(*boxes, [0] * (g1 - g0)), (d1 - d0, g1 - g0))
+        for paired, number in zip(best, proposal_nums):
+            paired[g0:g1] = _pair_ious(ious[rank[d0:d1] < number].T.copy())
+    if not len(images):
+        return {f"AR@{number}": -1.0 for number in proposal_nums}
+    recall = (best[..., None] >= iou_thrs).mean(axis=1).mean(axis=1)
+    return {f"AR@{n}": value for n, value in zip(proposal_nums, recall.tolist())}
 
 
 def _top_proposals(detections: Detections, limit: int) -> tuple[Detections, np.ndarray]:

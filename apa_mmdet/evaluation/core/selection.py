@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from .detections import Detections
 from .ground_truth import GroundTruth
 
 
 def top_per_group(group: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
-    """Return the detections with the highest scores of each group, in their old order.
+    """Return the detections with the highest scores of each group.
 
     Of equal scores the earlier detections are kept.
 
@@ -20,11 +21,9 @@ def top_per_group(group: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarr
     Returns:
         Sorted indices, int64.
     """
-    if limit < 0 or not len(group):
-        return np.arange(len(group))
     size = np.bincount(group)
     is_crowded = size > limit
-    if not is_crowded.any():
+    if limit < 0 or not is_crowded.any():
         return np.arange(len(group))
     # Only the groups that lose detections are sorted.
     crowd = np.flatnonzero(is_crowded[group])
@@ -36,56 +35,41 @@ def top_per_group(group: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarr
     return np.flatnonzero(is_kept)
 
 
-def select_judged(
-    truth: GroundTruth,
-    image_index: np.ndarray,
-    class_index: np.ndarray,
-    scores: np.ndarray,
-    max_dets: int,
-) -> np.ndarray:
-    """Return the detections that AP judges, in their old order.
+def select_judged(truth: GroundTruth, dets: Detections, max_dets: int) -> np.ndarray:
+    """Return the detections that AP judges: sorted indices, int64.
 
-    The best ``max_dets`` of each image, whatever their class, and of those the ones in
-    judged pairs.
-
-    Args:
-        truth: The annotations.
-        image_index: int (n,).
-        class_index: int (n,).
-        scores: (n,).
-        max_dets: Limit for each image; negative for none.
-
-    Returns:
-        Sorted indices, int64.
+    The best ``max_dets`` of each image (all if negative), whatever their class, and of
+    those the ones in judged pairs.
     """
-    kept = top_per_group(image_index, scores, max_dets)
-    return kept[truth.is_judged(truth.pairs(image_index[kept], class_index[kept]))]
+    return _in_judged_pairs(
+        truth, dets, top_per_group(dets.image_index, dets.scores, max_dets)
+    )
 
 
 def select_judged_fixed(
-    truth: GroundTruth,
-    image_index: np.ndarray,
-    class_index: np.ndarray,
-    scores: np.ndarray,
-    max_dets_per_class: int,
+    truth: GroundTruth, dets: Detections, max_dets_per_class: int
 ) -> np.ndarray:
-    """Return the detections that Fixed AP judges, in their old order.
+    """Return the detections that Fixed AP judges: sorted indices, int64.
 
     The best of each class over the whole data set, without a limit for an image (Dave
     et al., "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details",
-    section 4). Of equal scores those of the image with the lower id are kept.
-
-    Args:
-        truth: The annotations.
-        image_index: int (n,).
-        class_index: int (n,).
-        scores: (n,).
-        max_dets_per_class: Limit for each class, over all images.
-
-    Returns:
-        Sorted indices, int64.
+    section 4), and of those the ones in judged pairs.
     """
-    by_image = np.argsort(image_index, kind="stable")
-    kept = top_per_group(class_index[by_image], scores[by_image], max_dets_per_class)
-    kept = np.sort(by_image[kept])
-    return kept[truth.is_judged(truth.pairs(image_index[kept], class_index[kept]))]
+    return _in_judged_pairs(truth, dets, top_per_class(dets, max_dets_per_class))
+
+
+def top_per_class(dets: Detections, limit: int) -> np.ndarray:
+    """Return the best detections of each class: sorted indices, int64.
+
+    Of equal scores those of the image with the lower id are kept.
+    """
+    by_image = np.argsort(dets.image_index, kind="stable")
+    kept = top_per_group(dets.class_index[by_image], dets.scores[by_image], limit)
+    return np.sort(by_image[kept])
+
+
+def _in_judged_pairs(
+    truth: GroundTruth, dets: Detections, rows: np.ndarray
+) -> np.ndarray:
+    pairs = truth.pairs(dets.image_index[rows], dets.class_index[rows])
+    return rows[truth.is_judged(pairs)]

@@ -13,13 +13,10 @@ _MIN_SECONDS = 2.0  # work shorter than this is not worth starting processes
 
 
 def choose_num_workers(num_workers: int | None, seconds: float, num_chunks: int) -> int:
-    """Return how many processes to use; 1 means this one.
+    """Return how many processes to use for so many chunks; 1 means this one.
 
-    Args:
-        num_workers: What the user asked for; None for one per core if the work takes
-            long enough.
-        seconds: Rough time that one process would take.
-        num_chunks: How many chunks the work is cut into.
+    ``num_workers`` is what the user asked for: None is one process per core, if a
+    single one would take long enough (``seconds``).
 
     Raises:
         ValueError: If ``num_workers`` is less than 1.
@@ -45,14 +42,9 @@ def map_chunks(
 ) -> Iterator[Any]:
     """Yield ``function(shared, chunk)`` for each chunk, in their order.
 
-    The processes are forked, as those of a DataLoader are: they inherit ``shared``
-    without copying it. ``function`` must use neither CUDA nor torch.
-
-    Args:
-        function: A function of a module.
-        shared: What all chunks need.
-        chunks: What differs.
-        num_workers: Processes; with 1 everything runs in this one.
+    With several processes they are forked, as those of a DataLoader are: they inherit
+    ``shared`` without copying it. ``function``, of a module, must then use neither CUDA
+    nor torch.
 
     Raises:
         BrokenProcessPool: If a process was killed.
@@ -67,15 +59,21 @@ def map_chunks(
         yield from pool.map(_run_chunk, chunks)
 
 
-def progress_bar(description: str, unit: str, show: bool, **options: Any) -> Any:
-    """Return a tqdm bar that appears on a terminal after two seconds.
+_job: tuple[Callable, Any] | None = None  # set in the worker processes
 
-    Args:
-        description: What is being done.
-        unit: What is being counted.
-        show: False for no bar.
-        options: Further arguments of tqdm, such as ``total`` or ``iterable``.
-    """
+
+def _set_job(*job: Any) -> None:
+    global _job
+    _job = job
+
+
+def _run_chunk(chunk: Any) -> Any:
+    function, shared = _job
+    return function(shared, chunk)
+
+
+def progress_bar(description: str, unit: str, **options: Any) -> Any:
+    """Return a tqdm bar, with tqdm's options, that appears on a terminal after 2 s."""
     from tqdm import tqdm
 
     return tqdm(
@@ -84,19 +82,6 @@ def progress_bar(description: str, unit: str, show: bool, **options: Any) -> Any
         unit_scale=True,
         delay=2,
         leave=False,
-        disable=None if show else True,  # None: only on a terminal
+        disable=None,  # shows it only on a terminal
         **options,
     )
-
-
-_job: tuple[Callable, Any] | None = None  # set in the worker processes
-
-
-def _set_job(function: Callable, shared: Any) -> None:
-    global _job
-    _job = function, shared
-
-
-def _run_chunk(chunk: Any) -> Any:
-    function, shared = _job
-    return function(shared, chunk)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from array import array
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -15,28 +17,13 @@ from ..core.params import FREQUENCIES
 from .json_stream import iter_members
 
 
-class _Image(NamedTuple):
-    id: int
-    height: int
-    width: int
-    absent_ids: array
-    not_exhaustive_ids: array
-
-
-class _Category(NamedTuple):
-    id: int
-    name: str
-    frequency: int
-    image_count: int
-
-
 def load_ground_truth(
     path: str | os.PathLike[str], with_masks: bool = False
 ) -> GroundTruth:
-    """Read an LVIS annotation file.
+    """Read an LVIS annotation file, plain or gzip.
 
     Args:
-        path: The JSON file, plain or gzip.
+        path: The JSON file.
         with_masks: Whether masks are needed. Polygons are converted to RLEs.
 
     Raises:
@@ -44,14 +31,14 @@ def load_ground_truth(
             twice or refers to one it does not have, or has a damaged mask.
         FileNotFoundError: If there is no such file.
     """
-    images: list[_Image] = []
-    categories: list[_Category] = []
+    images: list[tuple] = []
+    categories: list[tuple] = []
     sizes: dict[int, tuple[int, int]] = {}
     annotations = _Annotations(path, with_masks, sizes)
     for key, item in iter_members(path):
         if key == "images":
             images.append(_read_image(item, path))
-            sizes[images[-1].id] = images[-1].height, images[-1].width
+            sizes[images[-1][0]] = images[-1][1:3]
         elif key == "categories":
             categories.append(_read_category(item, path))
         elif key == "annotations":
@@ -62,11 +49,12 @@ def load_ground_truth(
     return annotations.assemble(images, categories)
 
 
-def _read_image(item: dict[str, Any], path: Any) -> _Image:
+def _read_image(item: dict[str, Any], path: Any) -> tuple:
+    """Return id, height, width, and the ids of absent and not exhaustive classes."""
     try:
         size = int(item.get("height") or 0), int(item.get("width") or 0)
         lists = item["neg_category_ids"], item["not_exhaustive_category_ids"]
-        return _Image(int(item["id"]), *size, *(array("q", ids) for ids in lists))
+        return int(item["id"]), *size, *(array("q", ids) for ids in lists)
     except KeyError as error:
         raise ValueError(
             f"{path}: image {item.get('id')} has no {error}; LVIS evaluation needs "
@@ -75,7 +63,8 @@ def _read_image(item: dict[str, Any], path: Any) -> _Image:
         ) from None
 
 
-def _read_category(item: dict[str, Any], path: Any) -> _Category:
+def _read_category(item: dict[str, Any], path: Any) -> tuple:
+    """Return id, name, frequency and number of images."""
     frequency = item.get("frequency")
     if frequency not in FREQUENCIES:
         raise ValueError(
@@ -84,7 +73,7 @@ def _read_category(item: dict[str, Any], path: Any) -> _Category:
         )
     count = int(item.get("image_count", -1))
     name = str(item.get("name", item["id"]))
-    return _Category(int(item["id"]), name, FREQUENCIES.index(frequency), count)
+    return int(item["id"]), name, FREQUENCIES.index(frequency), count
 
 
 class _Annotations:
@@ -116,14 +105,12 @@ class _Annotations:
                 raise ValueError(f"a bbox of {len(item['bbox'])} numbers")
             if self._with_masks:
                 self._add_mask(item["image_id"], item["segmentation"])
-        except KeyError as error:
-            raise ValueError(
-                f"{self._path}: annotation {item.get('id')} has no {error}"
-            ) from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self._path}: annotation {item.get('id')}: {error}"
-            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(item.get("id"), error) from None
+
+    def _unreadable(self, annotation_id: Any, error: Exception) -> ValueError:
+        problem = f" has no {error}" if isinstance(error, KeyError) else f": {error}"
+        return ValueError(f"{self._path}: annotation {annotation_id}{problem}")
 
     def _add_mask(self, image_id: int, segmentation: Any) -> None:
         self._is_rle.append(isinstance(segmentation, dict))
@@ -141,17 +128,15 @@ class _Annotations:
             )
         return encode(segmentation, height, width)
 
-    def assemble(
-        self, images: list[_Image], categories: list[_Category]
-    ) -> GroundTruth:
+    def assemble(self, images: list[tuple], categories: list[tuple]) -> GroundTruth:
         """Check what was read and return it, sorted."""
         errors = InputErrors(str(self._path))
-        images.sort(key=lambda image: image.id)
-        file_ids = np.array([category.id for category in categories], dtype=np.int64)
-        by_id = np.argsort(file_ids)
-        categories = [categories[index] for index in by_id]
-        image_ids = np.array([image.id for image in images], dtype=np.int64)
-        class_ids = file_ids[by_id]
+        by_id = np.argsort([category[0] for category in categories])
+        class_ids, names, frequency, image_counts = zip(*(categories[i] for i in by_id))
+        image_ids, heights, widths, absent, not_exhaustive = zip(
+            *sorted(images, key=itemgetter(0))
+        )
+        image_ids, class_ids = np.array(image_ids), np.array(class_ids)
         for kind, ids in (
             ("image", image_ids),
             ("category", class_ids),
@@ -160,37 +145,33 @@ class _Annotations:
             errors.add_repeated(
                 f"{kind} id used more than once", ids, lambda i, ids=ids: str(ids[i])
             )
-        image_index = errors.index_of(
-            "image_id", image_ids, np.asarray(self._image_ids), self._name
-        )
-        class_index = errors.index_of(
-            "category_id", class_ids, np.asarray(self._category_ids), self._name
-        )
+        ids = np.asarray(self._image_ids)
+        image_index = errors.index_of("image_id", image_ids, ids, self._name)
+        ids = np.asarray(self._category_ids)
+        class_index = errors.index_of("category_id", class_ids, ids, self._name)
         boxes, areas = np.asarray(self._boxes).reshape(-1, 4), np.asarray(self._areas)
         errors.add_bad_numbers(self._name, boxes, area=areas)
         errors.raise_if_any(len(areas), "annotations")
-        heights = np.array([image.height for image in images], dtype=np.int32)
-        widths = np.array([image.width for image in images], dtype=np.int32)
-        num_pixels = (heights.astype(np.int64) * widths)[image_index]
-        masks = self._pack_masks(errors, num_pixels) if self._with_masks else None
+        num_pixels = np.array(heights, np.int64) * widths
+        masks = None
+        if self._with_masks:
+            masks = self._pack_masks(errors, num_pixels[image_index])
 
         # lvis-api drops annotations without area.
         order = np.lexsort((class_index, image_index))
         order = order[areas[order] > 0]
         image_index, class_index = image_index[order], class_index[order]
         annotated = image_index.astype(np.int64) * len(class_ids) + class_index
-        absent = _pairs([image.absent_ids for image in images], class_ids)
-        not_exhaustive = [image.not_exhaustive_ids for image in images]
         return GroundTruth(
             image_ids=image_ids,
-            heights=heights,
-            widths=widths,
+            heights=np.array(heights, np.int32),
+            widths=np.array(widths, np.int32),
             class_ids=class_ids,
-            class_names=[category.name for category in categories],
-            frequency=np.array([c.frequency for c in categories], dtype=np.int8),
-            image_counts=np.array([c.image_count for c in categories], dtype=np.int64),
+            class_names=list(names),
+            frequency=np.array(frequency, np.int8),
+            image_counts=np.array(image_counts, np.int64),
             label_to_class=np.argsort(by_id).astype(np.int32),
-            judged_pairs=np.unique(np.concatenate([annotated, absent])),
+            judged_pairs=np.unique(np.append(annotated, _pairs(absent, class_ids))),
             not_exhaustive_pairs=np.unique(_pairs(not_exhaustive, class_ids)),
             image_index=image_index,
             class_index=class_index,
@@ -205,7 +186,10 @@ class _Annotations:
 
     def _pack_masks(self, errors: InputErrors, num_pixels: np.ndarray) -> PackedMasks:
         for row, segmentation in self._pending:
-            self._counts[row] = self._encode(self._image_ids[row], segmentation)
+            try:
+                self._counts[row] = self._encode(self._image_ids[row], segmentation)
+            except (TypeError, ValueError) as error:
+                raise self._unreadable(self._ids[row], error) from None
         masks = PackedMasks.pack(self._counts)
         rles = np.flatnonzero(self._is_rle)
         errors.add_damaged(
@@ -215,7 +199,7 @@ class _Annotations:
         return masks
 
 
-def _pairs(lists: list[array], class_ids: np.ndarray) -> np.ndarray:
+def _pairs(lists: Sequence[array], class_ids: np.ndarray) -> np.ndarray:
     """Return the pairs of lists of class ids, one list for each image."""
     lengths = [len(ids) for ids in lists]
     ids = np.array([i for ids in lists for i in ids], dtype=np.int64)

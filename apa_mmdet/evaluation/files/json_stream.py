@@ -27,8 +27,7 @@ _LITERAL = 16
 def iter_array(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield the elements of the list that a JSON file holds.
 
-    Args:
-        path: The file. Gzip is recognised by its first bytes, whatever the name.
+    Gzip is recognised by the first bytes, whatever the file's name.
 
     Raises:
         ValueError: If the file is truncated or is not JSON (with the position), or
@@ -46,13 +45,9 @@ def iter_array(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def iter_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the members of the object in a JSON file, lists element by element.
+    """Yield ``(key, value)`` of the object in a JSON file.
 
-    Args:
-        path: The file, as in :func:`iter_array`.
-
-    Yields:
-        ``(key, value)``; for a list, one such pair for each element.
+    A list is yielded element by element, each with the list's key.
 
     Raises:
         ValueError: As :func:`iter_array`, or if the file holds something other than an
@@ -63,22 +58,16 @@ def iter_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         text = _Text(file, str(path))
         if text.peek() != "{":
             raise ValueError(f"{path}: expected a JSON object, found {text.excerpt()}")
-        text.skip()
-        if text.peek() == "}":
-            text.skip()
-        else:
-            while True:
-                key = text.value()
-                if not isinstance(key, str):
-                    raise text.not_json("expected a name in quotes")
-                text.separator(":")
-                if text.peek() == "[":
-                    for element in text.elements():
-                        yield key, element
-                else:
-                    yield key, text.value()
-                if text.separator(",}") == "}":
-                    break
+        for _ in text.entries("}"):
+            key = text.value()
+            if not isinstance(key, str):
+                raise text.not_json("expected a name in quotes")
+            text.step_over(":")
+            if text.peek() == "[":
+                for element in text.elements():
+                    yield key, element
+            else:
+                yield key, text.value()
         text.expect_end()
 
 
@@ -111,33 +100,33 @@ class _Text:
             if not self._read():
                 return ""
 
-    def skip(self) -> None:
-        """Step over one character."""
-        self._position += 1
-
-    def separator(self, allowed: str) -> str:
+    def step_over(self, allowed: str) -> str:
         """Step over one of the allowed characters and return it."""
         character = self.peek()
         if not character:
             raise self._truncated()
         if character not in allowed:
             raise self.not_json(f"expected {' or '.join(map(repr, allowed))}")
-        self.skip()
+        self._position += 1
         return character
+
+    def entries(self, close: str) -> Iterator[None]:
+        """Stop at each entry of the list or object that begins here."""
+        self._position += 1
+        if self.peek() == close:
+            self._position += 1
+            return
+        yield
+        while self.step_over("," + close) == ",":
+            yield
 
     def elements(self) -> Iterator[Any]:
         """Yield the elements of the list that begins here."""
         self._elements = 0
-        self.skip()
-        if self.peek() == "]":
-            self.skip()
-            return
-        while True:
+        for _ in self.entries("]"):
             element = self.value()
             self._elements += 1
             yield element
-            if self.separator(",]") == "]":
-                return
 
     def value(self) -> Any:
         """Decode the value that begins here, after any space."""
@@ -177,9 +166,9 @@ class _Text:
 
     def not_json(self, problem: str) -> ValueError:
         """Return the error for text that is not JSON."""
-        position = self._dropped + self._position
         return ValueError(
-            f"{self._name}: not JSON at character {position:,} ({problem}, found "
+            f"{self._name}: not JSON at character "
+            f"{self._dropped + self._position:,} ({problem}, found "
             f"{self.excerpt()}), after {self._elements:,} complete elements of the "
             "list before it; write the file again"
         )

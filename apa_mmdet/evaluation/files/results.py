@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,24 +21,16 @@ _WRITTEN_AT_ONCE = 10_000  # detections that are Python objects at the same time
 
 
 def read_results(
-    path: str | os.PathLike[str],
-    truth: GroundTruth,
-    with_masks: bool = False,
-    progress: bool = True,
+    path: str | os.PathLike[str], truth: GroundTruth, with_masks: bool = False
 ) -> Detections:
-    """Read a results file.
+    """Return the detections in a results file, in the file's order.
 
     Args:
         path: A list of ``{"image_id", "category_id", "score", "bbox": [x, y, width,
             height], "segmentation"}``, JSON, plain or gzip. If the first has no
             ``bbox``, boxes and areas are those of the masks, as in lvis-api.
         truth: The annotations, of all images that the file may name.
-        with_masks: Whether masks are needed. Those of detections that are not judged
-            are dropped.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The detections, in the file's order.
+        with_masks: Whether to read masks, of those detections that are judged.
 
     Raises:
         ValueError: If the file is truncated or not such a list, or a detection has an
@@ -49,8 +41,7 @@ def read_results(
     """
     reader = _Reader(path, truth, with_masks)
     description = f"reading {os.path.basename(path)}"
-    items = iter_array(path)
-    for item in progress_bar(description, "detections", progress, iterable=items):
+    for item in progress_bar(description, "detections", iterable=iter_array(path)):
         reader.append(item)
     return reader.finish()
 
@@ -75,11 +66,8 @@ class _Reader:
             for i, h, w in zip(truth.image_ids, truth.heights, truth.widths)
         }
         image_index, class_index = np.divmod(truth.judged_pairs, truth.num_classes)
-        image_ids, class_ids = (
-            truth.image_ids[image_index],
-            truth.class_ids[class_index],
-        )
-        self._judged = set(zip(image_ids.tolist(), class_ids.tolist()))
+        image_ids = truth.image_ids[image_index].tolist()
+        self._judged = set(zip(image_ids, truth.class_ids[class_index].tolist()))
 
     def append(self, item: Any) -> None:
         if not len(self._image_ids):
@@ -87,7 +75,7 @@ class _Reader:
         try:
             image_id, category_id = item["image_id"], item["category_id"]
             if self._has_boxes:
-                x, y, width, height = item["bbox"]
+                x, y, width, height = item["bbox"]  # neither more nor fewer
                 self._boxes.extend((x, y, width, height))
             self._image_ids.append(image_id)
             self._category_ids.append(category_id)
@@ -136,16 +124,20 @@ class _Reader:
         truth, errors = self._truth, InputErrors(str(self._path))
         scores = np.asarray(self._scores)
         boxes = np.asarray(self._boxes).reshape(-1, 4)
-        image_index = errors.index_of(
-            "image_id", truth.image_ids, np.asarray(self._image_ids), _name
-        )
-        class_index = errors.index_of(
-            "category_id", truth.class_ids, np.asarray(self._category_ids), _name
-        )
+        ids = np.asarray(self._image_ids)
+        image_index = errors.index_of("image_id", truth.image_ids, ids, _name)
+        ids = np.asarray(self._category_ids)
+        class_index = errors.index_of("category_id", truth.class_ids, ids, _name)
         errors.add_bad_numbers(self._name_with_image, boxes, score=scores)
         masks = PackedMasks.pack(self._counts) if self._with_masks else None
         if masks is not None:
-            self._add_bad_masks(errors, masks, image_index)
+            errors.add_where(
+                "mask of another size than its image (height x width)",
+                np.isin(np.arange(len(masks)), [*self._wrong_sizes]),
+                lambda i: f"{_name(i)} {self._wrong_sizes[i]}",
+            )
+            num_pixels = truth.num_pixels[image_index]
+            errors.add_damaged(self._name_with_image, masks, num_pixels)
         if len(self._ids) == len(scores):  # LVIS's format has no ids, COCO's has
             errors.add_repeated(
                 "id of another result",
@@ -162,19 +154,6 @@ class _Reader:
     def _name_with_image(self, row: int) -> str:
         return f"{_name(row)} (image {self._image_ids[row]})"
 
-    def _add_bad_masks(
-        self, errors: InputErrors, masks: PackedMasks, image_index: np.ndarray
-    ) -> None:
-        is_wrong = np.zeros(len(masks), bool)
-        is_wrong[[*self._wrong_sizes]] = True
-        errors.add_where(
-            "mask of another size than its image (height x width)",
-            is_wrong,
-            lambda i: f"{_name(i)} {self._wrong_sizes[i]}",
-        )
-        num_pixels = self._truth.heights.astype(np.int64) * self._truth.widths
-        errors.add_damaged(self._name_with_image, masks, num_pixels[image_index])
-
 
 def _name(row: int) -> str:
     return f"result {row}"
@@ -186,34 +165,24 @@ def has_masks(path: str | os.PathLike[str]) -> bool:
     return isinstance(first, dict) and "segmentation" in first
 
 
-class ResultsWriter:
-    """Writes a results file piece by piece.
+def write_results(
+    path: str | os.PathLike[str], truth: GroundTruth, pieces: Iterable[Detections]
+) -> None:
+    """Write a results file piece by piece, with the masks if there are some.
 
-    The file is written under another name and renamed when it is complete.
-
-    Args:
-        path: The JSON file to write.
+    The file has another name until it is complete.
     """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = str(path)
-        os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-        self._file = open(f"{self._path}.unfinished", "w", encoding="utf-8")
-        self._separator = "["
-
-    def write(self, truth: GroundTruth, detections: Detections) -> None:
-        """Append detections, with their masks if they have some."""
-        for begin in range(0, len(detections), _WRITTEN_AT_ONCE):
-            rows = np.arange(begin, min(begin + _WRITTEN_AT_ONCE, len(detections)))
-            for item in _results(truth, detections.take(rows)):
-                self._file.write(self._separator + json.dumps(item))
-                self._separator = ", "
-
-    def close(self) -> None:
-        """Complete the file."""
-        self._file.write("[]" if self._separator == "[" else "]")
-        self._file.close()
-        os.replace(f"{self._path}.unfinished", self._path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    separator = "["
+    with open(f"{path}.unfinished", "w", encoding="utf-8") as file:
+        for piece in pieces:
+            for begin in range(0, len(piece), _WRITTEN_AT_ONCE):
+                rows = np.arange(begin, min(begin + _WRITTEN_AT_ONCE, len(piece)))
+                for item in _results(truth, piece.take(rows)):
+                    file.write(separator + json.dumps(item))
+                    separator = ", "
+        file.write("[]" if separator == "[" else "]")
+    os.replace(f"{path}.unfinished", path)
 
 
 def _results(truth: GroundTruth, detections: Detections) -> Iterator[dict]:

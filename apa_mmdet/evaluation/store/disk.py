@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core.detections import Detections
+from ..core.ground_truth import GroundTruth
 from ..core.masks import PackedMasks
 
 _MAX_BYTES_HELD = 64 << 20  # before a shard is written
+_MAX_DETS_HELD = 2_000_000  # before those that cannot count are dropped
 
 
 class Shard(NamedTuple):
@@ -38,12 +40,7 @@ class Shard(NamedTuple):
     mask_bytes: np.ndarray
 
     def detections(self, is_wanted: np.ndarray, iou_type: str) -> Detections:
-        """Return the detections of some of the images.
-
-        Args:
-            is_wanted: bool (images,).
-            iou_type: ``'bbox'``, or ``'segm'`` for mask scores and masks.
-        """
+        """Return the detections of the images that are wanted, bool (images,)."""
         with_masks = iou_type == "segm"
         masks = PackedMasks.from_lengths(self.mask_bytes, self.mask_lengths)
         detections = Detections(
@@ -98,38 +95,69 @@ class ShardWriter:
 class ShardReader:
     """Reads the shards of all processes, one at a time.
 
+    ``iou_type`` is ``'bbox'``, or ``'segm'`` for mask scores and masks.
+
     Args:
         folders: One for each process.
-        num_images: N, of the annotation file.
+        truth: The annotations that the shards' image indices refer to.
     """
 
-    def __init__(self, folders: Iterable[str], num_images: int) -> None:
+    def __init__(self, folders: Iterable[str], truth: GroundTruth) -> None:
         self._folders = list(folders)
-        self._num_images = num_images
+        self._truth = truth
 
-    def _shards(self) -> Iterator[Shard]:
+    def _files(self) -> Iterator[Mapping[str, np.ndarray]]:
         for folder in self._folders:
             for name in sorted(os.listdir(folder)):
                 with np.load(os.path.join(folder, name)) as file:
-                    yield Shard(**file)
+                    yield file
 
     def times_predicted(self) -> np.ndarray:
         """Return how many times each image was predicted, int64 (N,)."""
-        times = np.zeros(self._num_images, np.int64)
-        for shard in self._shards():
-            times += np.bincount(shard.image_index, minlength=self._num_images)
+        times = np.zeros(self._truth.num_images, np.int64)
+        for file in self._files():
+            times += np.bincount(file["image_index"], minlength=len(times))
         return times
 
     def detections(self, iou_type: str) -> Iterator[Detections]:
-        """Yield the detections of each shard; of a repeated image only the first ones.
-
-        Args:
-            iou_type: As in :meth:`Shard.detections`.
-        """
-        is_seen = np.zeros(self._num_images, bool)
-        for shard in self._shards():
+        """Yield the detections of each shard; of a repeated image only the first."""
+        is_seen = np.zeros(self._truth.num_images, bool)
+        for file in self._files():
+            shard = Shard(**file)
             is_first = np.zeros(len(shard.image_index), bool)
             is_first[np.unique(shard.image_index, return_index=True)[1]] = True
             is_first &= ~is_seen[shard.image_index]
             is_seen[shard.image_index] = True
             yield shard.detections(is_first, iou_type)
+
+    def select(
+        self,
+        iou_type: str,
+        subset: GroundTruth,
+        select: Callable[[Detections], np.ndarray],
+    ) -> Detections:
+        """Return some of the detections in a subset of the images.
+
+        One shard, and what was selected from the others, is in memory at a time.
+
+        Args:
+            iou_type: See above.
+            subset: The annotations that the image indices returned refer to.
+            select: Returns the rows that may count. It is called with whole images,
+                and again with what it selected from several shards.
+        """
+
+        def pick(dets: Detections) -> Detections:
+            dets = dets.take(select(dets))
+            if dets.masks is not None:
+                dets.masks = dets.masks.compact()  # frees the bytes of masks dropped
+            return dets
+
+        held: list[Detections] = []
+        max_held = _MAX_DETS_HELD
+        for dets in self.detections(iou_type):
+            held.append(pick(dets.subset(self._truth, subset)))
+            if sum(map(len, held)) > max_held:
+                held = [pick(Detections.concatenate(held))]
+                max_held = len(held[0]) + _MAX_DETS_HELD
+        return Detections.concatenate(held) if held else Detections.empty()

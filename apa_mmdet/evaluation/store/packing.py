@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.detections import Detections
 from ..core.errors import InputErrors
 from ..core.ground_truth import GroundTruth
 from ..core.masks import PackedMasks, encode, encode_bitmaps
@@ -21,8 +22,8 @@ class PredictionPacker:
         truth: The annotations.
         max_dets: Limit of detections that AP judges in each image.
         keep_all: Whether to keep detections that are not judged.
-        need_masks: Whether predictions must have masks.
-        masks_of: Whose masks to keep: ``'judged'`` detections, ``'all'`` or None.
+        with_masks: Whether predictions must have masks.
+        all_masks: Whether to keep the masks of detections that are not judged.
     """
 
     def __init__(
@@ -30,21 +31,20 @@ class PredictionPacker:
         truth: GroundTruth,
         max_dets: int,
         keep_all: bool,
-        need_masks: bool,
-        masks_of: str | None,
+        with_masks: bool,
+        all_masks: bool,
     ) -> None:
         self._truth = truth
         self._max_dets = max_dets
         self._keep_all = keep_all
-        self._need_masks = need_masks
-        self._masks_of = masks_of
+        self._with_masks = with_masks
+        self._all_masks = all_masks
         self._index = {int(i): index for index, i in enumerate(truth.image_ids)}
 
     def pack(self, sample: dict) -> Shard:
         """Return what is kept of one image's predictions.
 
-        Args:
-            sample: See :meth:`..metric.LVISFastMetric.process`.
+        ``sample`` is described at :meth:`..metric.LVISFastMetric.process`.
 
         Raises:
             ValueError: If a prediction cannot be evaluated.
@@ -69,16 +69,15 @@ class PredictionPacker:
             numbers["mask_score"] = mask_scores.astype(np.float32, copy=False)
         masks = predictions["masks"] if "masks" in predictions else None
         errors = InputErrors(f"predictions of image {image_id}")
-        num_classes = truth.num_classes
         errors.add_where(
-            f"label outside the annotation file's {num_classes} categories",
-            (labels < 0) | (labels >= num_classes),
+            f"label outside the annotation file's {truth.num_classes} categories",
+            (labels < 0) | (labels >= truth.num_classes),
             lambda i: f"detection {i} ({labels[i]})",
         )
         errors.add_bad_numbers(_name, as_xywh(boxes), **numbers)
         if masks is not None:
             self._add_wrong_sizes(errors, index, masks)
-        elif self._need_masks:
+        elif self._with_masks:
             raise ValueError(
                 f"image {image_id} has no masks, but metric has 'segm'; evaluate only "
                 "boxes with --cfg-options test_evaluator.metric=bbox"
@@ -86,25 +85,21 @@ class PredictionPacker:
         errors.raise_if_any(len(labels))
 
         image_index = np.full(len(labels), index, np.int32)
-        class_index = truth.label_to_class[labels]
+        dets = Detections(image_index, truth.label_to_class[labels], scores, boxes)
         # If masks have their own scores, their best ones differ from the best boxes.
-        if self._keep_all or has_mask_scores:
-            kept = np.arange(len(labels))
-            pairs = truth.pairs(image_index, class_index)
-            judged = np.flatnonzero(truth.is_judged(pairs))
-        else:
-            columns = image_index, class_index, scores
-            kept = judged = select_judged(truth, *columns, self._max_dets)
+        is_limited = not self._keep_all and not has_mask_scores
+        judged = select_judged(truth, dets, self._max_dets if is_limited else -1)
+        kept = judged if is_limited else np.arange(len(labels))
         counts = [b""] * len(labels)
-        if masks is not None and self._masks_of is not None:
-            rows = kept if self._masks_of == "all" else judged
+        if masks is not None and self._with_masks:
+            rows = kept if self._all_masks else judged
             for row, rle in zip(rows, self._encode(errors, masks, rows)):
                 counts[row] = rle
         packed = PackedMasks.pack(counts[row] for row in kept)
         return Shard(
             np.array([index], np.int32),
             np.array([len(kept)], np.int32),
-            class_index[kept],
+            dets.class_index[kept],
             scores[kept],
             numbers.get("mask_score", scores)[kept],
             boxes[kept],

@@ -5,20 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as dist
-
-
-class _Contribution(NamedTuple):
-    """What a rank tells rank 0 about its predictions."""
-
-    folder: str
-    num_images: int
-    host: str
 
 
 class RankCoordinator:
@@ -43,14 +35,18 @@ class RankCoordinator:
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def make_folder(self) -> str:
-        """Return a new empty folder of this rank's own.
-
-        The first call also connects the ranks.
+        """Return a new empty folder for this rank; the first call connects the ranks.
 
         Raises:
             RuntimeError: If another rank does not call this within the timeout.
         """
-        self._connect()
+        is_initialized = dist.is_available() and dist.is_initialized()
+        if self._group is None and is_initialized and dist.get_world_size() > 1:
+            timeout = timedelta(seconds=self._timeout)
+            try:
+                self._group = dist.new_group(backend="gloo", timeout=timeout)
+            except RuntimeError as error:
+                raise self._lost("another process", error) from error
         if self._collect_dir is not None:
             os.makedirs(self._collect_dir, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(
@@ -61,7 +57,7 @@ class RankCoordinator:
     def run_on_first(
         self, num_images: int, compute: Callable[[list[str], int], Any]
     ) -> Any:
-        """Let rank 0 compute something from the folders of all ranks.
+        """Return what rank 0 computes from the folders of all ranks, in every rank.
 
         The folder that :meth:`make_folder` returned is deleted afterwards.
 
@@ -69,14 +65,11 @@ class RankCoordinator:
             num_images: How many images are in this rank's folder.
             compute: Called in rank 0 with all folders and the sum of the numbers.
 
-        Returns:
-            What ``compute`` returned, in every rank.
-
         Raises:
             RuntimeError: If a rank died or did not answer within the timeout, or, in
                 the other ranks, if ``compute`` failed in rank 0.
         """
-        mine = _Contribution(self._folder.name, num_images, socket.gethostname())
+        mine = self._folder.name, num_images, socket.gethostname()
         try:
             if self._group is not None and dist.get_rank() > 0:
                 return self._follow(mine)
@@ -85,19 +78,7 @@ class RankCoordinator:
             self._folder.cleanup()
             self._folder = None
 
-    def _connect(self) -> None:
-        """Make the group of all ranks, once."""
-        is_initialized = dist.is_available() and dist.is_initialized()
-        if self._group is None and is_initialized and dist.get_world_size() > 1:
-            timeout = timedelta(seconds=self._timeout)
-            try:
-                self._group = dist.new_group(backend="gloo", timeout=timeout)
-            except RuntimeError as error:
-                raise self._lost("another process", error) from error
-
-    def _lead(
-        self, mine: _Contribution, compute: Callable[[list[str], int], Any]
-    ) -> Any:
+    def _lead(self, mine: tuple, compute: Callable[[list[str], int], Any]) -> Any:
         """Do rank 0's part."""
         contributions, lost = [mine], {}
         others = range(1, dist.get_world_size() if self._group is not None else 1)
@@ -113,9 +94,9 @@ class RankCoordinator:
             if lost:
                 names = " and ".join(f"process {rank}" for rank in lost)
                 raise self._lost(names, next(iter(lost.values())))
-            _check_visible(contributions)
-            total = sum(each.num_images for each in contributions)
-            result = compute([each.folder for each in contributions], total)
+            folders, numbers, hosts = zip(*contributions)
+            _check_visible(folders, hosts)
+            result = compute([*folders], sum(numbers))
         except Exception as error:  # the others must not wait for a result
             failure = error
         message = None if failure is None else f"{type(failure).__name__}: {failure}"
@@ -129,7 +110,7 @@ class RankCoordinator:
             raise failure
         return result
 
-    def _follow(self, mine: _Contribution) -> Any:
+    def _follow(self, mine: tuple) -> Any:
         """Do the part of every other rank."""
         received = [None, None]
         try:
@@ -151,11 +132,11 @@ class RankCoordinator:
         )
 
 
-def _check_visible(contributions: list[_Contribution]) -> None:
-    for rank, each in enumerate(contributions):
-        if not os.path.isdir(each.folder):
+def _check_visible(folders: Sequence[str], hosts: Sequence[str]) -> None:
+    for rank, (folder, host) in enumerate(zip(folders, hosts)):
+        if not os.path.isdir(folder):
             raise FileNotFoundError(
-                f"process {rank} on {each.host} keeps its predictions in "
-                f"{each.folder}, which {socket.gethostname()} does not see; set the "
-                "evaluator's collect_dir to a folder that all machines share"
+                f"process {rank} on {host} keeps its predictions in {folder}, which "
+                f"{socket.gethostname()} does not see; set the evaluator's collect_dir "
+                "to a folder that all machines share"
             )

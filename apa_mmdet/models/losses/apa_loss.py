@@ -83,7 +83,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
         self.register_buffer("class_frequency", torch.zeros(num_classes))
-        # Cached, because checking would synchronise with the GPU.
+        # Cached, because checking would synchronize with the GPU.
         self._has_frequency = False
 
     def init_weights(self) -> None:

@@ -41,6 +41,17 @@ const Kernel kernel{
     1};
 }  // namespace backward
 
+namespace statistics {
+enum { x, grad_x, weight, mean, var, weight_grad, bias_grad, eps, share, channels,
+       inner, steps, rows };
+const Kernel kernel{
+    "statistics_kernel",
+    {"x", "grad_x", "weight", "mean", "var", "weight_grad", "bias_grad", "eps", "share",
+     "channels", "inner", "steps", "rows"},
+    {"FLAGS", "LOG_C", "LOG_I", "WARPS"},
+    5};
+}  // namespace statistics
+
 constexpr int64_t kTile = 1024;  // elements; 8 for each thread of 4 warps
 constexpr int kWarps = 4;
 
@@ -308,6 +319,35 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
   out.x = as_like(out.x, a.x);
   if (needs.residual) out.residual = as_like(out.residual, a.residual);
   return out;
+}
+
+Tensor through_statistics_gpu(const Tensor& grad_x, const Tensor& x, const Norm& norm,
+                              const Tensor& grad_weight, const Tensor& grad_bias) {
+  const c10::OptionalDeviceGuard guard(x.device());
+  Arguments a;
+  a.x = x;
+  a.axis = 1;
+  a.norm = norm;
+  const Plan plan(a, false);
+  const Tensor out = plan.matched(grad_x);
+  const bool aligned = plan.aligns({plan.x, out});
+  Launch launch(statistics::kernel, x);
+  launch.tensor(statistics::x, plan.x, aligned);
+  launch.tensor(statistics::grad_x, out, aligned);
+  int at = statistics::weight;
+  const Tensor small[] = {packed(norm.weight), packed(norm.mean), packed(norm.var),
+                          packed(grad_weight), packed(grad_bias)};
+  for (const Tensor& each : small) launch.tensor(at++, each);
+  launch.real(statistics::eps, norm.eps);
+  launch.real(statistics::share, static_cast<double>(plan.channels) / x.numel());
+  launch.integer(statistics::channels, plan.channels, aligned && plan.pixels);
+  launch.integer(statistics::inner, plan.inner, aligned && !plan.pixels);
+  launch.integer(statistics::steps, plan.steps);
+  launch.integer(statistics::rows, plan.rows);
+  launch.constants({plan.pixels << 3, log2_of(plan.block_c), log2_of(plan.block_i),
+                    kWarps});
+  launch.run(plan.programs());
+  return as_like(out, x);
 }
 
 }  // namespace apa

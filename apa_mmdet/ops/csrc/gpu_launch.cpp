@@ -81,6 +81,12 @@ struct Driver {
     return launch && get_context && set_context && get_device && retain_context &&
            current_stream;
   }
+  // A thread that has called nothing of CUDA yet has no context.
+  void make_current(void* context) const {
+    void* current = nullptr;
+    get_context(&current);
+    if (current != context) check(set_context(context), "cuCtxSetCurrent");
+  }
   void check(Result result, const char* what) const {
     if (result == 0) return;
     const char* text = nullptr;
@@ -161,18 +167,19 @@ const Variant* compile(const Kernel& kernel, const VariantKey& key) {
   const Compile callback = compile_callback;
   TORCH_CHECK(callback, "the GPU kernels are not connected: Triton is missing");
   auto* variant = new Variant{++ids, {}};
+  const Driver& cuda = driver();
+  if (cuda.is_complete() && !stand_in) {  // what is compiled is loaded to this context
+    int device = 0;
+    cuda.check(cuda.get_device(&device, key.device), "cuDeviceGet");
+    cuda.check(cuda.retain_context(&variant->context, device),
+               "cuDevicePrimaryCtxRetain");
+    cuda.make_current(variant->context);
+  }
   {
     const RelaxedCapture relaxed;
     callback(describe(kernel, key).c_str(), variant->id, &variant->compiled);
   }
   TORCH_CHECK(!variant->compiled.error[0], variant->compiled.error);
-  if (variant->compiled.function) {
-    const Driver& cuda = driver();
-    int device = 0;
-    cuda.check(cuda.get_device(&device, key.device), "cuDeviceGet");
-    cuda.check(cuda.retain_context(&variant->context, device),
-               "cuDevicePrimaryCtxRetain");
-  }
   const std::lock_guard<std::mutex> lock(mutex);
   return all_variants().emplace(key, variant).first->second;
 }
@@ -264,10 +271,7 @@ void Launch::run(std::int64_t programs) {
     const int argument = compiled.order[i];
     parameters[i] = argument < 0 ? &nothing : &values_[argument];
   }
-  void* context = nullptr;
-  cuda.get_context(&context);
-  // A thread that has called nothing of CUDA yet has none.
-  if (context != variant.context) cuda.set_context(variant.context);
+  cuda.make_current(variant.context);
   cuda.check(cuda.launch(compiled.function, programs, 1, 1, 32 * compiled.warps, 1, 1,
                          compiled.shared, stream, parameters, nullptr),
              "cuLaunchKernel");

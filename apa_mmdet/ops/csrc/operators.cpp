@@ -220,6 +220,13 @@ Tensor through_statistics_meta(const Tensor& grad_x, const Tensor&, const Norm&,
   return grad_x;
 }
 
+Tensor through_statistics_host(const Tensor& grad_x, const Tensor& x, const Norm& norm,
+                               const Tensor& grad_weight, const Tensor& grad_bias) {
+  return gpu_stand_in()
+             ? through_statistics_gpu(grad_x, x, norm, grad_weight, grad_bias)
+             : through_statistics_cpu(grad_x, x, norm, grad_weight, grad_bias);
+}
+
 // The operator with the arguments of `pack`, computed by `implementation`.
 template <auto implementation, auto pack>
 struct Forward;
@@ -498,7 +505,7 @@ TORCH_LIBRARY(apa_mmdet, m) {
 
 TORCH_LIBRARY_IMPL(apa_mmdet, CPU, m) {
   apa::implement<apa::activation_host, apa::activation_backward_host,
-                 apa::through_statistics_cpu>(m);
+                 apa::through_statistics_host>(m);
 }
 TORCH_LIBRARY_IMPL(apa_mmdet, CUDA, m) {
   apa::implement<apa::activation_gpu, apa::activation_backward_gpu,
