@@ -49,8 +49,8 @@ Variations
 - A call in a base class's method, reached by ``super()``: the subclass gets a rewritten
   copy of that version too.
 - Passed on as a value (``f(self.relu)``): it cannot be split, so it is one site.
-- Never called, with an argument that AGLU cannot express, or in code that cannot be
-  read: it is left unconverted, and the report says why.
+- Never called, with an argument that AGLU cannot express, or in unreadable code: it is
+  left unconverted, and the report says why.
 - A class with a converter in the rules: that replaces steps 2, 3 and 5. MMDetection's
   residual blocks become those in ``apa_mmdet/models/backbones/residual_block.py``,
   with ``act1``, ``act2``, ... instead of ``relu``.

@@ -131,10 +131,8 @@ class CallReader(Walker):
             del self.calls[call.place, call.index]
             self.discarded.add(call.attribute or "")
             if call.attribute is None:
-                self._leave(
-                    node.value,
-                    "its result is discarded (called for its in-place effect)",
-                )
+                why = "its result is discarded (called for its in-place effect)"
+                self._leave(node.value, why)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: D102
         if not self.is_self(node.value):
@@ -281,11 +279,9 @@ class CallReader(Walker):
         if call is not None:
             call.repeated = True
             return
-        argument = node.args[0] if node.args else None
-        producer = None
-        if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute):
-            if self.is_self(argument.func.value):
-                producer = argument.func.attr
+        called = getattr(node.args[0], "func", None) if node.args else None
+        is_own = isinstance(called, ast.Attribute) and self.is_self(called.value)
+        producer = called.attr if is_own else None
         self.calls[place, self.index] = Call(
             *(place, attribute, kind, options, self.loops, self.index, producer),
             repeated=self.repeated,

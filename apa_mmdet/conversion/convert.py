@@ -213,10 +213,8 @@ def _neighbours(plan: ModulePlan, attribute: str) -> list[nn.Parameter]:
     of the whole module, or of the nearest module around it that has any.
     """
     children = plan.module._modules
-    before: list[nn.Module] = []
-    if attribute in children:
-        names = list(children)
-        before = [children[name] for name in names[: names.index(attribute)]]
+    names = list(children) if attribute in children else [attribute]
+    before = [children[name] for name in names[: names.index(attribute)]]
     for modules in (before, *([module] for module in (plan.module, *plan.ancestors))):
         parameters = [
             parameter

@@ -34,12 +34,10 @@ class CallGroup:
 def group_calls(entries: dict[str, list[Call]]) -> list[CallGroup]:
     """Group the calls that share an activation.
 
-    Calls share one if their input is the same layer's result. So do corresponding calls
-    of two methods that are called instead of each other (``forward`` and
+    ``entries`` has the calls reached from each method that no other one leads to. Calls
+    share an activation if their input is the same layer's result. So do corresponding
+    calls of two methods that are called instead of each other (``forward`` and
     ``rfp_forward``): the k-th call of one and the k-th of the other.
-
-    Args:
-        entries: The calls reached from each method that no other one leads to.
     """
     groups: list[CallGroup] = []
     for method in sorted(entries, key=lambda name: name != "forward"):

@@ -86,14 +86,9 @@ class Options:
                 self._type(init=value, **self._arguments)
 
     def check_names(self, model: nn.Module, paths: Sequence[str]) -> None:
-        """Check that ``parts`` and ``exclude`` fit the model.
+        """Raise a ValueError if a part or a pattern matches nothing in the model.
 
-        Args:
-            model: The model, unconverted.
-            paths: The paths of all its sites.
-
-        Raises:
-            ValueError: If a part or a pattern matches nothing.
+        ``paths`` are those of all its sites.
         """
         modules = [path for path, _ in model.named_modules()]
         for part in self.parts or ():
@@ -116,10 +111,7 @@ class Options:
     def reason_to_leave(self, site: PlannedSite, module: nn.Module, path: str) -> str:
         """Return why a site is left, "" if it is to be converted.
 
-        Args:
-            site: The site.
-            module: The module that calls it.
-            path: Its path in the converted model.
+        ``module`` calls it, and ``path`` is its path in the converted model.
         """
         if self.parts is not None and not any(_is_in(path, p) for p in self.parts):
             return f"not in parts={self.parts}"

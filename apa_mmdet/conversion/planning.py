@@ -108,7 +108,7 @@ def plan_module(
 ) -> ModulePlan:
     """Find the sites of one module.
 
-    ``is_called_elsewhere(name)`` tells whether some module calls an attribute of that
+    ``is_called_elsewhere(name)`` returns whether some module calls an attribute of that
     name on an object other than itself.
     """
     plan = ModulePlan(module)

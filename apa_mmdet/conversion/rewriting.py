@@ -46,22 +46,14 @@ class BaseCall:
 
 
 class ActivationSites(nn.ModuleDict):
-    """The activations of one attribute, a key for each site that calls it.
-
-    Args:
-        name: The class and the attribute, for messages.
-    """
+    """The activations of one attribute, a key for each site that calls it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._name = name
+        self._name = name  # the class and the attribute, for messages
 
     def forward(self, *args: Any) -> NoReturn:
-        """Refuse a call that was not routed to one of the sites.
-
-        Raises:
-            RuntimeError: Always.
-        """
+        """Raise a RuntimeError: this call was not routed to one of the sites."""
         raise RuntimeError(
             f"this call of {self._name} has no site: it is outside the module's own "
             f"methods, or a condition excluded it when the model was converted; set "
@@ -87,12 +79,13 @@ def is_rewritten(module: nn.Module) -> bool:
 def _subclass(
     base: type, site_calls: frozenset[SiteCall], base_calls: frozenset[BaseCall]
 ) -> type:
+    made_from = base, site_calls, base_calls, digest(base)
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
-        "__reduce_ex__": _reduce,
-        "_made_from": (base, site_calls, base_calls, digest(base)),
+        "__reduce_ex__": lambda self, _: (_revive, made_from, vars(self)),
+        "_made_from": made_from,
     }
     names = {(owner, name): name for name, (owner, _) in methods(base).items()}
     # A base class's version, which a super() call runs, needs a name of its own.
@@ -108,10 +101,6 @@ def _subclass(
         alias = names[call.base, call.method]
         namespace.setdefault(alias, vars(call.base)[call.method])
     return type(base.__name__, (base,), namespace)
-
-
-def _reduce(self: nn.Module, protocol: int) -> tuple:
-    return _revive, type(self)._made_from, self.__dict__
 
 
 def _revive(

@@ -7,6 +7,7 @@ classes describes them as :class:`ModelRules` and registers them with
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -62,10 +63,7 @@ def add_rules(rules: ModelRules) -> None:
 
 def converter_of(module: nn.Module) -> BlockConverter | None:
     """Return the converter of a module's class, if there is one."""
-    for rules in _RULES:
-        if type(module) in rules.converters:
-            return rules.converters[type(module)]
-    return None
+    return ChainMap(*(rules.converters for rules in _RULES)).get(type(module))
 
 
 def finish(model: nn.Module) -> None:

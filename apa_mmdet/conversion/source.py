@@ -60,10 +60,8 @@ def syntax(function: Callable) -> ast.FunctionDef | None:
         return None
     node = nodes.get((inner.__code__.co_name, inner.__code__.co_firstlineno))
     for decorator in node.decorator_list if node is not None else ():
-        names = (n.id for n in ast.walk(decorator) if isinstance(n, ast.Name))
-        if not all(
-            name in inner.__globals__ or hasattr(builtins, name) for name in names
-        ):
+        names = {n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)}
+        if names - inner.__globals__.keys() - vars(builtins).keys():
             return None  # it could not be applied to a changed version
     return node
 
@@ -74,11 +72,9 @@ def readable_classes(cls: type) -> tuple[type, ...]:
     return tuple(
         klass
         for klass in cls.__mro__
-        if klass is not object
-        and (
-            not klass.__module__.startswith("torch.")
-            or klass.__module__ == _READ_IN_TORCH
-        )
+        if klass.__module__ == _READ_IN_TORCH
+        or klass is not object
+        and not klass.__module__.startswith("torch.")
     )
 
 
@@ -140,10 +136,8 @@ def calls_on_others(cls: type, name: str) -> bool:
         if definition is None or not definition.args.args:
             continue
         # Neither the module itself nor something like torch.nn.functional.
-        not_others = {
-            definition.args.args[0].arg,
-            *inspect.unwrap(function).__globals__,
-        }
+        self_name = definition.args.args[0].arg
+        not_others = {self_name, *inspect.unwrap(function).__globals__}
         for node in ast.walk(definition):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 receiver = ast.unparse(node.func.value)
@@ -154,9 +148,7 @@ def calls_on_others(cls: type, name: str) -> bool:
 
 def is_container(module: nn.Module) -> bool:
     """Return whether torch's own code, or the parent's, calls the children in turn."""
-    forward = type(module).forward
-    return forward in (
-        nn.Sequential.forward,
-        nn.ModuleList.forward,
-        nn.ModuleDict.forward,
-    ) and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return isinstance(module, containers) and any(
+        type(module).forward is container.forward for container in containers
+    )

@@ -27,11 +27,8 @@ def evaluate(
 ) -> Any:
     """Return the value of an expression, or UNKNOWN.
 
-    Args:
-        expression: It may read attributes of known values, index, compare and count.
-            Any other call makes it UNKNOWN.
-        known: Values of local names, ``self`` among them.
-        module_globals: The globals of the function that contains it.
+    It may read attributes, index, compare and count; any other call makes it UNKNOWN.
+    ``known`` has the values of local names, ``self`` among them.
     """
     if isinstance(expression, ast.Starred):
         return UNKNOWN

@@ -16,11 +16,7 @@ def read_checkpoint(
 ) -> Any:
     """Return the content of a checkpoint file, without running any code in it.
 
-    Args:
-        path: The file.
-        map_location: As in :func:`torch.load`.
-        weights_only: As in :func:`torch.load`; None is torch's default, True since
-            torch 2.6.
+    The arguments are those of :func:`torch.load`; ``weights_only=None`` is its default.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -31,12 +31,7 @@ _KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._APAActivation")
 
 
 def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Return the operation count of one call in a traced graph, by function name.
-
-    Args:
-        inputs: The call's arguments, as ``torch._C.Value``.
-        outputs: Its result, of the shape of x, as ``torch._C.Value``.
-    """
+    """Return the operation count of one call in a traced graph, by function name."""
     node = outputs[0].node()
     if node.kind() == "prim::PythonOp":
         name, *_ = node.scalar_args()

@@ -63,11 +63,8 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
 def backbone_cfg(state_dict: Mapping[str, Tensor]) -> dict:
     """Return the config of the backbone to which a complete state dict belongs.
 
-    Args:
-        state_dict: Weights with this package's names and without a prefix.
-
-    Raises:
-        ValueError: If it is not a ResNet or ResNeXt that APAResNet(Xt) can build.
+    Its names are this package's. Raises a ValueError if it is not a ResNet or ResNeXt
+    that APAResNet(Xt) can build.
     """
     arch = architecture(state_dict)
     stem = state_dict.get("conv1.weight")
@@ -97,14 +94,9 @@ def backbone_cfg(state_dict: Mapping[str, Tensor]) -> dict:
 
 
 def mismatches(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
-    """Describe how a file's architecture differs from a model's, and what to set.
+    """Return a sentence for each difference from a backbone's file, and what to set.
 
-    Args:
-        file: A backbone's weights with this package's names and without a prefix.
-        model: The state dict of the model that loads them.
-
-    Returns:
-        A sentence for each difference; none if the file matches the model.
+    The names in the file are this package's; ``model`` is the state dict to be filled.
     """
     theirs, ours = architecture(file), architecture(model)
     differences = []

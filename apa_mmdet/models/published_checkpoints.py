@@ -131,14 +131,9 @@ def from_published(
 ) -> dict[str, Tensor]:
     """Return weights with this package's names and the values the authors' code uses.
 
-    Weights that already have these names are returned unchanged.
-
-    Args:
-        state_dict: Weights of a detector or a backbone; not modified.
-        classification: Whether they come from a classification file.
-
-    Raises:
-        ValueError: If both the old and the new spelling of a key are present.
+    Weights that already have these names are returned unchanged; those of a
+    classification file have other values. Raises a ValueError if both the old and the
+    new spelling of a key are present.
     """
     if not is_published(state_dict):
         return dict(state_dict)
@@ -180,15 +175,10 @@ def _effective_value(
 def adapt_published(
     state_dict: MutableMapping[str, Any], prefix: str, backbone: nn.Module
 ) -> None:
-    """Convert an authors' checkpoint in place; other state dicts are not changed.
+    """Convert an authors' checkpoint in place while ``backbone`` loads it.
 
-    Args:
-        state_dict: The state dict that is being loaded.
-        prefix: The prefix of the backbone's keys in it.
-        backbone: The module that loads it.
-
-    Raises:
-        RuntimeError: If the architecture in the file is not the backbone's.
+    Other state dicts are not changed. ``prefix`` is that of the backbone's keys. Raises
+    a RuntimeError if the architecture in the file is not the backbone's.
     """
     own = {
         key.removeprefix(prefix): value

@@ -180,7 +180,7 @@ def decay_advice(optim_wrapper_cfg: Mapping | None = None) -> str | None:
     name = getattr(constructor, "__name__", repr(constructor))
     return (
         f"lambda_param and kappa_param may get weight decay: apa_mmdet does not know "
-        f"{name}, which builds the optimizer. If it follows custom_keys, add\n"
+        f"{name}, which builds the optimizer. If it honours custom_keys, add\n"
         "    optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict("
         "lambda_param=dict(decay_mult=0.0), kappa_param=dict(decay_mult=0.0))))"
     )

@@ -96,10 +96,6 @@ class APAResNet(_PerSiteActivations, ResNet):
 class APAResNeXt(_PerSiteActivations, ResNeXt):
     """MMDetection's ResNeXt (depth 50 to 152) with one activation module per site.
 
-    Names, freezing and arguments are those of :class:`APAResNet`.
-
-    Args:
-        *args: As in mmdet's ResNeXt.
-        act_cfg: Config of the activation, by default ``dict(type='AGLU')``.
-        **kwargs: As in mmdet's ResNeXt.
+    Names, freezing and ``act_cfg`` are those of :class:`APAResNet`, and the other
+    arguments those of mmdet's ResNeXt.
     """

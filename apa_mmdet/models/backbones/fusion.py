@@ -106,7 +106,7 @@ def _can_fuse(norm: nn.Module) -> bool:
         return False
     if not _uses_batch(norm):
         return True
-    if torch.compiler.is_compiling():  # which makes one kernel of them by itself
+    if torch.compiler.is_compiling():  # the compiler fuses them itself
         return False
     is_synced = type(norm) is nn.SyncBatchNorm
     return not (is_synced and dist.is_available() and dist.is_initialized())
@@ -118,9 +118,9 @@ def _uses_batch(norm: nn.Module) -> bool:
 
 
 def _statistics(norm: nn.Module, x: Tensor) -> tuple:
-    """Return a batch norm's weight, bias, mean, var and eps, and whether of the batch.
+    """Return a batch norm's weight, bias, mean, var, eps, and if the batch's are used.
 
-    As the module does, it updates the running statistics.
+    Updates the running statistics as the module does.
     """
     if not _uses_batch(norm):
         statistics = norm.running_mean, norm.running_var

@@ -112,12 +112,7 @@ PER_SITE_BLOCKS: dict[type, type[_PerSiteBlock]] = {
 
 
 def convert_block(block: nn.Module, activations: Mapping[str, nn.Module]) -> None:
-    """Turn one of mmdet's blocks into its per-site twin, in place.
-
-    Args:
-        block: An instance of a key of ``PER_SITE_BLOCKS``.
-        activations: What ``act1`` to ``act2`` or ``act3`` become.
-    """
+    """Turn one of mmdet's blocks into its per-site twin, with these activations."""
     block.__class__ = PER_SITE_BLOCKS[type(block)]
     del block.relu
     for name, activation in activations.items():
