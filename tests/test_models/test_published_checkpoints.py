@@ -374,7 +374,7 @@ def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
     with pytest.raises(SystemExit, match="contains only a backbone.*not resume"):
         starting_from(published_state(**SMALL), path, resume=True)
     for content, words in (
-        ({"model": Touch(touched)}, "asks for posix.system.*refused"),
+        ({"model": Touch(touched)}, "references posix.system.*refused"),
         (3, "file.pth: contains a int, expected a dict"),
         ({"state_dict": 3}, "'state_dict' is a int"),
         ({"epoch": 3}, "expected weights by name.*got epoch"),
