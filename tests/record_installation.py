@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 
 import lvis.eval  # noqa: F401  so that its attributes are compared
+import mmdet.testing  # noqa: F401  registers a hook of its own
 import torch
 from mmdet.utils import register_all_modules
 from mmengine import registry as mmengine_registry

@@ -27,7 +27,7 @@ from typing import Any
 _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
 # The native operators, and the Function of apa_mmdet.ops.plain, used where these do not
 # apply: a trace knows it only by its class's name.
-_KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._APAActivation")
+_KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._PlainAPA")
 
 
 def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

@@ -115,8 +115,9 @@ def norm_aglu(
     """Return ``AGLU(gate * norm(x) + residual_norm(residual))`` as one operation.
 
     That is how a residual block ends: batch norm, channel gate, addition, activation.
-    ``norm(x) = (x - mean) / sqrt(var + eps) * weight + bias``. Taken one by one, each of these keeps a feature map for backward; here only
-    ``x`` and the residual are kept, which the convolutions around keep anyway.
+    ``norm(x) = (x - mean) / sqrt(var + eps) * weight + bias``. Applied separately, each
+    would save a feature map for backward; here only ``x`` and the residual are saved,
+    which the neighbouring convolutions save anyway.
 
     Args:
         x: Shape (N, C, H, W), floating, of any strides.

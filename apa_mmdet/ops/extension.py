@@ -1,9 +1,10 @@
 """Builds and loads the C++ extension that holds the native operators.
 
 The system's C++ compiler compiles ``csrc/*.cpp`` at first use, against the headers that
-torch ships. The library is kept in ``$XDG_CACHE_HOME/apa_mmdet`` (``~/.cache/apa_mmdet``)
-under a name made of everything it depends on: the sources, the flags, torch, the
-compiler and the processor. Processes that start together build it once.
+torch ships. The library is kept in ``$XDG_CACHE_HOME/apa_mmdet``, by default
+``~/.cache/apa_mmdet``, under a name made of everything it depends on: the sources, the
+flags, torch, the compiler and the processor. Processes that start together build it
+once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _KERNEL_FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math"),
 )
-# The first of each that the compiler takes.
+# The first of each that the compiler accepts is used.
 _STANDARDS = ("-std=c++20", "-std=c++2a", "-std=c++17")
 _KERNEL_EXTRAS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 # OpenMP is that of torch, whose threads are then shared: libgomp is not linked.
@@ -56,16 +57,23 @@ def load() -> Path:
     if _error is None:
         try:
             library = _built()
-            torch.ops.load_library(str(library))
-            _loaded = library
-            return library
         except RuntimeError as error:
             _error = error
         except OSError as error:
             _error = RuntimeError(
-                f"apa_mmdet's operators cannot be stored in or loaded from "
-                f"{_cache()}: {error}; set XDG_CACHE_HOME to a writable folder"
+                f"apa_mmdet's operators cannot be stored in {_cache()}: {error}; set "
+                f"XDG_CACHE_HOME to a writable folder"
             )
+        else:
+            try:
+                torch.ops.load_library(str(library))
+                _loaded = library
+                return library
+            except OSError as error:
+                _error = RuntimeError(
+                    f"apa_mmdet's operators cannot be loaded: {error}; set CXX to a "
+                    f"compiler that is no newer than torch's C++ library"
+                )
     raise _error
 
 
@@ -81,18 +89,18 @@ def _built() -> Path:
     library = _cache() / f"operators-{_key(compiler)}.so"
     if library.exists():
         return library
-    asked = time.time()
+    start_time = time.time()
     library.parent.mkdir(parents=True, exist_ok=True)
     failure = library.with_suffix(".failed")
     with open(library.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if library.exists():
             return library
-        if failure.exists() and failure.stat().st_mtime >= asked:
+        if failure.exists() and failure.stat().st_mtime >= start_time:
             raise RuntimeError(failure.read_text())  # another process has just tried
         print(
             f"apa_mmdet: building its C++ operators in {library.parent}; this takes "
-            f"about half a minute, once",
+            f"about a minute, once",
             file=sys.stderr,
             flush=True,
         )
@@ -128,7 +136,7 @@ def _key(compiler: str) -> str:
         ),
         (_FLAGS, _KERNEL_FLAGS, _STANDARDS, _KERNEL_EXTRAS, _LINK_FLAGS),
         (torch.__version__, str(binary), binary.stat().st_size, binary.stat().st_mtime),
-        _processor(),
+        (_loaded_libstdcxx(), _processor()),
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -161,26 +169,41 @@ def _build(compiler: str, sources: list[Path], folder: Path, library: Path) -> N
     includes = [f"-isystem{path}" for path in _INCLUDES]
 
     def compiled(source: Path) -> str:
-        made = str(folder / source.with_suffix(".o").name)
+        object_file = str(folder / source.with_suffix(".o").name)
         is_kernel = source.name.startswith("cpu_")
         for extra in _KERNEL_EXTRAS if is_kernel else ((),):
             flags = (*_FLAGS, *(_KERNEL_FLAGS if is_kernel else ()), *extra)
-            said = _run(
-                compiler, standard, *flags, *includes, "-c", str(source), "-o", made
-            )
-            if said is None:
-                return made
+            command = (compiler, standard, *flags, *includes, "-c", str(source))
+            output = _run(*command, "-o", object_file)
+            if output is None:
+                return object_file
         raise RuntimeError(
-            f"{compiler} could not compile apa_mmdet's {source.name}; it said:\n"
-            f"{said[-2000:]}"
+            f"{compiler} could not compile apa_mmdet's {source.name}; compiler "
+            f"output:\n{output[-2000:]}"
         )
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compiled, sources))
-    made = folder / library.name
-    said = _run(compiler, *objects, *_LINK_FLAGS, "-o", str(made))
-    if said is not None:
+    linked = folder / library.name
+    output = _run(
+        compiler, *objects, *_loaded_libstdcxx(), *_LINK_FLAGS, "-o", str(linked)
+    )
+    if output is not None:
         raise RuntimeError(
-            f"{compiler} could not link apa_mmdet's operators; it said:\n{said[-2000:]}"
+            f"{compiler} could not link apa_mmdet's operators; compiler output:\n"
+            f"{output[-2000:]}"
         )
-    os.replace(made, library)
+    os.replace(linked, library)
+
+
+def _loaded_libstdcxx() -> list[str]:
+    """Return the C++ library of this process, to be linked before any other.
+
+    Some compilers link theirs statically; two copies of its streams in one process
+    crash.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    return sorted({line.split()[-1] for line in lines if "libstdc++.so" in line})[:1]

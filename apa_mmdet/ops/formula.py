@@ -1,4 +1,4 @@
-r"""Closed forms of APA and AGLU in plain torch: the oracle of every other path.
+r"""Closed forms of APA and AGLU in plain torch: the reference for all other code.
 
 Notation, as in Adaptive Parametric Activation (Alexandridis et al., ECCV 2024):
 
@@ -67,7 +67,7 @@ def log_apa(x: Tensor, lam: Tensor, kappa: Tensor) -> Tensor:
     return _parts(kappa * x, lam).a.neg()
 
 
-def log_apa_by_few(x: Tensor, lam: Tensor, kappa: Tensor) -> Tensor:
+def log_apa_exportable(x: Tensor, lam: Tensor, kappa: Tensor) -> Tensor:
     """Return ``ln APA(x)`` in operations that export formats have, and few of them.
 
     ``-softplus(t) / lam`` with ``t = ln(lam) - kappa * x``. Below 1e-6, ``lam`` is

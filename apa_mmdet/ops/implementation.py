@@ -34,9 +34,9 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_wanted = _checked(os.environ.get("APA_MMDET_IMPL", "auto"), "APA_MMDET_IMPL")
+_wanted = os.environ.get("APA_MMDET_IMPL", "auto")
 _available: dict[str, bool] = {}  # by device type
-_reasons: set[str] = set()  # that a warning has told
+_reasons: set[str] = set()  # already warned about
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def use_implementation(name: str) -> Iterator[None]:
 
 
 def wanted() -> str:
-    """Return the implementation that was asked for, ``'auto'`` if none was."""
+    """Return the implementation that was requested, ``'auto'`` if none was."""
     return _wanted
 
 
@@ -73,7 +73,7 @@ def is_native(x: Tensor, lam: Tensor, kappa: Tensor) -> bool:
     """Return whether the native operators are to compute these tensors.
 
     Raises:
-        RuntimeError: If they were asked for by name and cannot.
+        RuntimeError: If they were requested by name and cannot.
     """
     if _wanted == "plain" or not (
         isinstance(x, Tensor) and isinstance(lam, Tensor) and isinstance(kappa, Tensor)
@@ -97,13 +97,15 @@ _is_available._dynamo_marked_constant = True
 
 
 def _look_up(device: str) -> bool:
+    _checked(_wanted, "APA_MMDET_IMPL")
     reason = _why_unavailable(device)
     if reason and _wanted == "native":
         _refuse(reason)
     if reason and device in _DEVICES and reason not in _reasons:
         _reasons.add(reason)
         warnings.warn(
-            f"apa_mmdet computes AGLU in plain torch, several times slower: {reason}",
+            f"apa_mmdet falls back to plain PyTorch, which is several times slower: "
+            f"{reason}",
             stacklevel=5,
         )
     _available[device] = not reason
@@ -127,6 +129,6 @@ def _why_unavailable(device: str) -> str | None:
 
 def _refuse(reason: str) -> NoReturn:
     raise RuntimeError(
-        f"implementation 'native' was asked for and is unavailable: {reason}; or use "
+        f"implementation 'native' was requested and is unavailable: {reason}; or use "
         f"'auto'"
     )

@@ -150,7 +150,7 @@ def reduce(grad: Tensor, param: Tensor, axis: int) -> Tensor:
     return total.to(param.dtype)
 
 
-class _APAActivation(Function):
+class _PlainAPA(Function):
     @staticmethod
     def forward(ctx, x, lam, kappa, name, axis):
         ctx.save_for_backward(x, lam, kappa)
@@ -188,7 +188,7 @@ def activation(
     if is_exporting_to_onnx():
         y = _exportable(name, x, lam, kappa, axis)
     else:
-        y = _APAActivation.apply(x, lam, kappa, name, axis)
+        y = _PlainAPA.apply(x, lam, kappa, name, axis)
     if negative_slope:
         y = torch.lerp(y, x, negative_slope)
     return y if max_value is None else y.clamp(max=max_value)
@@ -227,17 +227,17 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def is_exporting_to_onnx() -> bool:
-    """Return whether a graph for ONNX is being recorded, which has no own operators."""
+    """Return whether a graph is being recorded for ONNX."""
     if torch.jit.is_tracing() or _is_exporting():
         return torch.onnx.is_in_onnx_export()
     return False
 
 
 def _exportable(name: str, x: Tensor, lam: Tensor, kappa: Tensor, axis: int) -> Tensor:
-    """Return an activation in few operations that ONNX has."""
+    """Return an activation as a few operations that ONNX has."""
     dtype = compute_dtype(x, lam, kappa)
     lam, kappa = (broadcast(param, x, axis, dtype) for param in (lam, kappa))
-    log_apa = formula.log_apa_by_few(x.to(dtype), lam, kappa)
+    log_apa = formula.log_apa_exportable(x.to(dtype), lam, kappa)
     if name == "log_apa":
         return log_apa.to(x.dtype)
     gate = log_apa.exp()

@@ -16,6 +16,10 @@ with warnings.catch_warnings(record=True) as caught:
         y = aglu(x, one, one)
         aglu(x.to("meta"), one.to("meta"), one.to("meta"))
 torch.testing.assert_close(y, torch.nn.functional.silu(x))
+try:
+    aglu(x, torch.ones(5), one)
+except ValueError as error:
+    assert "lam has shape (5,)" in str(error)
 print(len(caught), is_native(x, one, one), *(str(w.message) for w in caught))
 """
 
@@ -38,9 +42,12 @@ def run(*args, **environment):
     return process.returncode, stdout, stderr
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_build_it_once(tmp_path, monkeypatch):
-    compiler = tmp_path / "quick-c++"  # that does not optimize
-    compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
+    # It does not optimize, and links its own C++ library where no other is linked:
+    # the streams of two such libraries in one process do not get along.
+    compiler = tmp_path / "other-c++"
+    compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0 -static-libstdc++\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     processes = [start(tmp_path, monkeypatch) for _ in range(4)]

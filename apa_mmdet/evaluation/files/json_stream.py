@@ -58,7 +58,7 @@ def iter_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         text = _Text(file, str(path))
         if text.peek() != "{":
             raise ValueError(f"{path}: expected a JSON object, found {text.excerpt()}")
-        for _ in text.entries("}"):
+        for _ in text.entries(",}"):
             key = text.value()
             if not isinstance(key, str):
                 raise text.not_json("expected a name in quotes")
@@ -110,20 +110,20 @@ class _Text:
         self._position += 1
         return character
 
-    def entries(self, close: str) -> Iterator[None]:
-        """Stop at each entry of the list or object that begins here."""
+    def entries(self, separators: str) -> Iterator[None]:
+        """Stop at each entry of the list (``',]'``) or object (``',}'``) here."""
         self._position += 1
-        if self.peek() == close:
+        if self.peek() == separators[1]:
             self._position += 1
             return
         yield
-        while self.step_over("," + close) == ",":
+        while self.step_over(separators) == ",":
             yield
 
     def elements(self) -> Iterator[Any]:
         """Yield the elements of the list that begins here."""
         self._elements = 0
-        for _ in self.entries("]"):
+        for _ in self.entries(",]"):
             element = self.value()
             self._elements += 1
             yield element

@@ -1,5 +1,5 @@
 // The operators apa_mmdet::apa, ::aglu, ::norm_aglu and ::activation_backward: their
-// schemas, checks and autograd. What they compute is in the files for each device.
+// schemas, autograd and dispatch. What they compute is in the files for each device.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
@@ -12,7 +12,7 @@
 
 #include <array>
 
-#include "arguments.h"
+#include "checks.h"
 #include "gpu_launch.h"
 
 namespace apa {
@@ -20,7 +20,6 @@ namespace apa {
 namespace {
 
 using c10::Dispatcher;
-using c10::DispatchKey;
 using c10::DispatchKeySet;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
@@ -31,127 +30,6 @@ constexpr int kNumInputs = 9;  // that may need a gradient; as in Needs and Grad
 using Mask = std::array<bool, kNumInputs>;
 using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                         Tensor>;
-
-// ---- Arguments, and what may be wrong with them
-
-// A shape as Python prints it.
-std::string shape(const Tensor& tensor) {
-  std::ostringstream text;
-  text << '(';
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text << (i ? ", " : "") << tensor.sym_size(i);
-  }
-  text << (tensor.dim() == 1 ? ",)" : ")");
-  return text.str();
-}
-
-std::string dtype(const Tensor& tensor) {
-  return "torch." + std::string(c10::getDtypeNames(tensor.scalar_type()).first);
-}
-
-int64_t channel_axis(const Tensor& x, std::optional<int64_t> channel_dim) {
-  const int64_t dims = x.dim();
-  if (dims == 0) return 0;
-  if (channel_dim) {
-    TORCH_CHECK_VALUE(-dims <= *channel_dim && *channel_dim < dims,
-                      "channel_dim=", *channel_dim,
-                      " is not an axis of x with shape ", shape(x),
-                      "; give a value from ", -dims, " to ", dims - 1);
-    return *channel_dim < 0 ? *channel_dim + dims : *channel_dim;
-  }
-  return dims == 2 || dims == 4 || dims == 5 ? 1 : dims - 1;
-}
-
-void check_parameter(const char* name, const Tensor& parameter, const Tensor& x,
-                     int64_t axis) {
-  TORCH_CHECK_TYPE(at::isFloatingType(parameter.scalar_type()), name,
-                   " must be a floating-point tensor of shape (1,) or (C,), got ",
-                   dtype(parameter), "; convert it with ", name, ".float()");
-  if (parameter.dim() == 1 && parameter.sym_size(0) == 1) return;
-  const c10::SymInt channels = x.dim() ? x.sym_size(axis) : c10::SymInt(1);
-  TORCH_CHECK_VALUE(
-      parameter.dim() == 1 && parameter.sym_size(0) == channels, name, " has shape ",
-      shape(parameter), ", expected (1,) or (", channels, ",): x with shape ", shape(x),
-      " has ", channels, " channels on axis ", axis,
-      "; set num_parameters to that, or channel_dim to the axis that holds the "
-      "channels");
-}
-
-void check_device(const char* name, const Tensor& tensor, const Tensor& x) {
-  TORCH_CHECK_VALUE(tensor.device() == x.device(), name, " is on ", tensor.device(),
-                    " and x on ", x.device(), "; move both to one device");
-}
-
-void check_per_channel(const char* name, const Tensor& tensor, const Tensor& x) {
-  if (!tensor.defined()) return;
-  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), name,
-                   " must be a floating-point tensor, got ", dtype(tensor));
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_size(0) == x.sym_size(1), name,
-                    " has shape ", shape(tensor), ", expected (", x.sym_size(1),
-                    ",): x with shape ", shape(x), " has ", x.sym_size(1), " channels");
-  check_device(name, tensor, x);
-}
-
-void check_statistic(const char* name, const Tensor& tensor, const Tensor& x) {
-  check_per_channel(name, tensor, x);
-  TORCH_CHECK_VALUE(!tensor.defined() || !tensor.requires_grad(), name,
-                    " requires a gradient, expected a constant; use ", name,
-                    ".detach()");
-}
-
-void check_norm(const Arguments& a) {
-  const Tensor& x = a.x;
-  TORCH_CHECK_VALUE(x.dim() == 4, "x has shape ", shape(x), ", expected (N, C, H, W)");
-  check_per_channel("weight", a.norm.weight, x);
-  check_per_channel("bias", a.norm.bias, x);
-  check_statistic("mean", a.norm.mean, x);
-  check_statistic("var", a.norm.var, x);
-  if (a.gate.defined()) {
-    TORCH_CHECK_TYPE(at::isFloatingType(a.gate.scalar_type()),
-                     "gate must be a floating-point tensor, got ", dtype(a.gate));
-    TORCH_CHECK_VALUE(a.gate.dim() == 2 && a.gate.sym_size(0) == x.sym_size(0) &&
-                          a.gate.sym_size(1) == x.sym_size(1),
-                      "gate has shape ", shape(a.gate), ", expected (", x.sym_size(0),
-                      ", ", x.sym_size(1), "): images and channels of x with shape ",
-                      shape(x));
-    check_device("gate", a.gate, x);
-  }
-  if (a.residual.defined()) {
-    TORCH_CHECK_TYPE(at::isFloatingType(a.residual.scalar_type()),
-                     "residual must be a floating-point tensor, got ",
-                     dtype(a.residual));
-    TORCH_CHECK_VALUE(a.residual.sym_sizes().equals(x.sym_sizes()),
-                      "residual has shape ", shape(a.residual),
-                      ", expected that of x, ", shape(x));
-    check_device("residual", a.residual, x);
-  }
-  const Norm& other = a.residual_norm;
-  TORCH_CHECK_VALUE(other.mean.defined() == other.var.defined(),
-                    "residual_mean and residual_var go together, but one is None");
-  TORCH_CHECK_VALUE(a.residual.defined() || !other.defined(),
-                    "residual_mean is given, but residual is None; give both");
-  TORCH_CHECK_VALUE(
-      other.defined() || !(other.weight.defined() || other.bias.defined()),
-      "residual_weight or residual_bias is given, but residual_mean is None; give the "
-      "norm's mean and variance as well");
-  check_per_channel("residual_weight", other.weight, x);
-  check_per_channel("residual_bias", other.bias, x);
-  check_statistic("residual_mean", other.mean, x);
-  check_statistic("residual_var", other.var, x);
-}
-
-void check(const Arguments& a) {
-  const auto type = a.x.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
-                   "x must be a floating-point tensor (float16, bfloat16 or float32; "
-                   "apa_mmdet.ops also takes float64), got ",
-                   dtype(a.x), "; convert it with x.float()");
-  check_parameter("lam", a.lam, a.x, a.axis);
-  check_parameter("kappa", a.kappa, a.x, a.axis);
-  check_device("lam", a.lam, a.x);
-  check_device("kappa", a.kappa, a.x);
-  if (a.norm.defined()) check_norm(a);
-}
 
 Tensor tensor(const Optional& given) { return given ? *given : Tensor(); }
 Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
@@ -454,9 +332,10 @@ struct Refusing<Nine(Args...)> {
 };
 
 void refuse_vmap(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
-                              " does not work under torch.vmap; its lam and kappa can "
-                              "hold one value per channel, and x any number of axes");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, op.schema().name() +
+                 " does not work under torch.vmap; its lam and kappa can hold one "
+                 "value per channel, and x any number of axes");
 }
 
 constexpr char kApaName[] = "apa_mmdet::apa";
