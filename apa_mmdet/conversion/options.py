@@ -162,7 +162,7 @@ def _check_kinds(option: str, names: Sequence[str] | Mapping, others: str) -> No
     for name in names:
         if name not in KINDS:
             raise ValueError(
-                f"{option} has {name!r}, which cannot be converted, expected some of "
+                f"{option}={names!r}: {name!r} cannot be converted, expected some of "
                 f"{', '.join(KINDS)}{others}"
             )
 
