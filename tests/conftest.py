@@ -3,6 +3,7 @@
 import random
 import runpy
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,19 @@ def restore_global_state():
 def repo():
     """The checkout."""
     return REPO
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """The function that imports a tool by its path below tools/, without running it."""
+
+    def load(path):
+        spec = spec_from_file_location(Path(path).stem, REPO / "tools" / path)
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

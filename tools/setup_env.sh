@@ -16,10 +16,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stack=${1:-openmmlab}
 case $stack in  # a test compares the versions with apa_mmdet/requirements.py
     openmmlab)
-        mmengine=mmengine==0.10.7 mmcv=mmcv==2.1.0 mmdet=mmdet==3.3.0 other=onedl ;;
+        mmengine=mmengine==0.10.7 mmcv=mmcv==2.1.0 mmdet=mmdet==3.3.0
+        other=onedl others=(onedl-mmengine onedl-mmcv onedl-mmdetection) ;;
     onedl)
         mmengine=onedl-mmengine==0.10.12 mmcv=onedl-mmcv==2.3.6
-        mmdet=onedl-mmdetection==3.5.1 other=openmmlab ;;
+        mmdet=onedl-mmdetection==3.5.1
+        other=openmmlab others=(mmengine mmcv mmdet) ;;
     *)
         echo "usage: bash tools/setup_env.sh [openmmlab|onedl], not '$*'" >&2
         exit 2 ;;
@@ -39,9 +41,7 @@ scratch=$venv/setup_env.tmp
 steps=8 step=0 name="" remedy="" child="" logging="" SECONDS=0
 
 clock() { printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)); }
-
 say() { printf '           %s\n' "$*"; }
-
 begin() {  # begin NAME REMEDY
     step=$((step + 1)) name=$1 remedy=$2
     printf '[%d/%d %5s] %s\n' "$step" "$steps" "$(clock)" "$name"
@@ -113,15 +113,8 @@ pip_install() { run "$py" -m pip install -c "$constraints" "$@"; }
 
 # ---------------------------------------------------------------- what is installed
 version() {  # version DISTRIBUTION: the installed version, or nothing
-    "$py" - "$1" <<'PY'
-import sys
-from importlib import metadata
-
-try:
-    print(metadata.version(sys.argv[1]))
-except metadata.PackageNotFoundError:
-    pass
-PY
+    "$py" -c "from importlib.metadata import version; print(version('$1'))" \
+        2>/dev/null || true
 }
 
 has() { [ "$(version "${1%%==*}")" = "${1##*==}" ]; }  # has NAME==VERSION
@@ -136,45 +129,38 @@ try:
 except ImportError as error:
     sys.exit(f"mmcv.ops: {error}")
 
-devices = ["cpu"]
-if torch.version.cuda and torch.cuda.is_available():
-    devices.append("cuda")
-for device in devices:
-    boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]])
-    scores = torch.tensor([0.8, 0.9, 0.7])
-    # On a linear ramp, RoIAlign must return the value at the centre of each bin.
-    ramp = torch.arange(16.0).repeat(16, 1)[None, None]
-    rois = torch.tensor([[0, 2, 4, 10, 12.0]])
+has_gpu = torch.version.cuda and torch.cuda.is_available()
+boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]])
+scores = torch.tensor([0.8, 0.9, 0.7])
+# On a linear ramp, RoIAlign must return the value at the centre of each bin.
+ramp = torch.arange(16.0).repeat(16, 1)[None, None]
+rois = torch.tensor([[0, 2, 4, 10, 12.0]])
+centres = torch.tensor([[[[3.5, 7.5], [3.5, 7.5]]]])
+for device in ["cpu", "cuda"] if has_gpu else ["cpu"]:
     try:
         _, indices = nms(boxes.to(device), scores.to(device), iou_threshold=0.5)
-        pooled = RoIAlign(2, 1.0, 2)(ramp.to(device), rois.to(device))
-    except (RuntimeError, NotImplementedError) as error:
+        pooled = RoIAlign(2, 1.0, 2)(ramp.to(device), rois.to(device)).cpu()
+    except RuntimeError as error:
         sys.exit(f"mmcv.ops on {device}: {error}")
     if indices.tolist() != [1, 2]:
         sys.exit(f"mmcv.ops.nms on {device}: {indices.tolist()}, expected [1, 2]")
-    expected = torch.tensor([[[[3.5, 7.5], [3.5, 7.5]]]])
-    if not torch.allclose(pooled.cpu(), expected, atol=1e-5):
+    if not torch.allclose(pooled, centres, atol=1e-5):
         sys.exit(f"mmcv.ops.RoIAlign on {device}: {pooled.tolist()}")
-print("nms and RoIAlign give correct results on " + " and ".join(devices))
+print("nms and RoIAlign give correct results on cpu" + " and cuda" * bool(has_gpu))
 PY
+}
+
+require_ops() {  # sets proof to what ops_work prints
+    if ! proof=$(ops_work 2>&1); then
+        echo "$proof" >>"$log"
+        fail "mmcv's ops do not work."
+    fi
 }
 
 # What the environment is created for; it changes with the checkout and its versions.
 request() {
     echo "$root $stack $mmengine $mmcv $mmdet"
     cat "$root/pyproject.toml" "${BASH_SOURCE[0]}"
-}
-
-other_stack() {  # the installed distributions of the other stack
-    local installed="" candidate
-    case $stack in
-        openmmlab) set -- onedl-mmengine onedl-mmcv onedl-mmdetection ;;
-        onedl) set -- mmengine mmcv mmdet ;;
-    esac
-    for candidate in "$@"; do
-        if [ -n "$(version "$candidate")" ]; then installed="$installed $candidate"; fi
-    done
-    echo "$installed"
 }
 
 # ------------------------------------------------------------------------------ steps
@@ -198,10 +184,13 @@ Python with PYTHON=/path/to/python3"
 fi
 "$py" -m pip --version >/dev/null 2>&1 ||
     fail "$venv has no pip." "run '$py -m ensurepip', then this again"
-others=$(other_stack)
-if [ -n "$others" ]; then
-    fail "$venv contains the $other stack (${others# }), which has the same imports as \
-$stack." \
+installed=""
+for distribution in "${others[@]}"; do
+    [ -z "$(version "$distribution")" ] || installed="$installed $distribution"
+done
+if [ -n "$installed" ]; then
+    fail "$venv contains the $other stack (${installed# }), which has the same imports \
+as $stack." \
         "use one environment for each stack: \
 APA_MMDET_VENV=$venv-$stack bash tools/setup_env.sh $stack"
 fi
@@ -245,7 +234,7 @@ if ! proof=$(ops_work 2>&1); then
     say "$(printf '%s' "$proof" | tail -n 1)"
     say "compiling mmcv again: 10 to 20 minutes on 2 cores"
     pip_install --no-cache-dir --no-build-isolation --force-reinstall --no-deps "$mmcv"
-    proof=$(ops_work 2>&1) || { echo "$proof" >>"$log"; fail "mmcv's ops do not work."; }
+    require_ops
 fi
 say "$proof"
 
@@ -265,7 +254,7 @@ pip_install --no-build-isolation -e "$root[$stack,test]"
 
 begin "final check" "remove $venv and run this again"
 "$py" -m pip check >>"$log" 2>&1 || say "pip check reports problems, see the log"
-proof=$(ops_work 2>&1) || { echo "$proof" >>"$log"; fail "mmcv's ops do not work."; }
+require_ops
 "$py" -c 'import apa_mmdet' >>"$log" 2>&1
 request >"$stamp"
 say "ready in $(clock). To use it: source $venv/bin/activate"

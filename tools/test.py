@@ -20,19 +20,14 @@ from apa_mmdet.engine.launch import (
 def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description="Test (and evaluate) a detector")
-    parser.add_argument("config", help="path of the config file")
-    parser.add_argument("checkpoint", help="path or URL of the checkpoint")
-    parser.add_argument("--out", help="write the predictions to this .pkl file")
-    parser.add_argument("--show", action="store_true", help="show each prediction")
-    parser.add_argument(
-        "--show-dir", help="draw each prediction to this folder in the work dir"
-    )
-    parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds to show each picture"
-    )
-    parser.add_argument(
-        "--tta", action="store_true", help="test-time augmentation (boxes only)"
-    )
+    add = parser.add_argument
+    add("config", help="path of the config file")
+    add("checkpoint", help="path or URL of the checkpoint")
+    add("--out", help="write the predictions to this .pkl file")
+    add("--show", action="store_true", help="show each prediction")
+    add("--show-dir", help="draw each prediction to this folder in the work dir")
+    add("--wait-time", type=float, default=2, help="seconds to show each picture")
+    add("--tta", action="store_true", help="test-time augmentation (boxes only)")
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
@@ -43,11 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def require_detector(path: str) -> None:
-    """Check a checkpoint before the data sets are read.
-
-    Raises:
-        SystemExit: If it does not exist, cannot be read, or contains only a backbone.
-    """
+    """Check, before the data sets are read, that a checkpoint has a detector."""
     if is_backbone_checkpoint(path):
         raise SystemExit(
             f"error: checkpoint {path} contains only a backbone, expected a detector; "
@@ -58,22 +49,16 @@ def require_detector(path: str) -> None:
 
 def enable_tta(cfg) -> None:
     """Wrap the model and its pipeline for test-time augmentation with flips."""
-    cfg.setdefault(
-        "tta_model",
-        dict(
-            type="DetTTAModel",
-            tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
-        ),
-    )
+    tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
+    cfg.setdefault("tta_model", dict(type="DetTTAModel", tta_cfg=tta_cfg))
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset
     if "tta_pipeline" not in cfg:
         flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
         meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-        pack = dict(
-            type="PackDetInputs", meta_keys=(*meta_keys, "flip", "flip_direction")
-        )
+        meta_keys += ("flip", "flip_direction")
+        pack = dict(type="PackDetInputs", meta_keys=meta_keys)
         augment = dict(type="TestTimeAug", transforms=[flips, [pack]])
         cfg.tta_pipeline = [*dataset.pipeline[:-1], augment]
     dataset.pipeline = cfg.tta_pipeline

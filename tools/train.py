@@ -16,21 +16,13 @@ from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_con
 def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description="Train a detector")
-    parser.add_argument("config", help="path of the config file")
-    parser.add_argument(
-        "--amp", action="store_true", help="train with automatic mixed precision"
-    )
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate from the config's batch size to the actual one",
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        help="continue from a checkpoint; without a path, from the latest in work-dir",
-    )
+    add = parser.add_argument
+    add("config", help="path of the config file")
+    add("--amp", action="store_true", help="train with automatic mixed precision")
+    scale_help = "scale the learning rate to the actual batch size"
+    add("--auto-scale-lr", action="store_true", help=scale_help)
+    resume_help = "continue, from this checkpoint or the latest in the work dir"
+    add("--resume", nargs="?", const="auto", help=resume_help)
     add_common_arguments(parser)
     return parser.parse_args()
 

@@ -31,9 +31,10 @@ def apa_cross_entropy(
     Alexandridis et al., ECCV 2022, arXiv 2207.10936).
 
     With ``rare``, negatives of rare classes are dropped (DropLoss, Hsieh et al., AAAI
-    2021): all of them where the label names a class; elsewhere each is kept with
-    probability (labels that name a rare class) / (labels that name a class), 0 if no
-    label does. What is kept follows from one draw of torch's generator for the device.
+    2021): all of them in rows whose label is a class; in background rows each is kept
+    with probability (rows with a rare label) / (rows whose label is a class), or 0 if
+    there are no such rows. The choice depends on one number drawn from torch's
+    generator of the device.
 
     Args:
         logits: Shape (N, C), floating; N may be 0.
@@ -48,7 +49,7 @@ def apa_cross_entropy(
             ``exp(-kappa * z)`` for ``lam`` near 0. No effect for
             ``lam >= 1 / max_slope``.
         rare: Shape (C,), bool: which classes are rare; None drops nothing.
-        reduction: ``'none'`` or ``'sum'``, which keeps nothing of shape (N, C).
+        reduction: ``'none'``, or ``'sum'``, which allocates nothing of shape (N, C).
 
     Returns:
         Losses of shape (N, C), or their sum of shape (); in float32 or better.
@@ -161,7 +162,7 @@ def _terms(logits, labels, lam, kappa, max_slope, with_grads=True):
 
 
 def _factor(rows, logits, labels, weight, rare, seed) -> Tensor | float:
-    """Return what some rows' losses are multiplied by."""
+    """Return the factors of some rows' losses."""
     factor = 1.0 if weight is None else weight.expand(logits.shape)[rows]
     if rare is None:
         return factor
@@ -179,7 +180,7 @@ _BITS = (1 << 32) - 1
 
 
 def _draw(rows: Tensor, classes: Tensor, seed: Tensor) -> Tensor:
-    """Return a number in [0, 1) for each row and class: those of the kernels."""
+    """Return the same pseudo-random numbers in [0, 1) as the kernels use."""
     low, high = seed & _BITS, seed >> 32
     of_row = _mix((rows + low) & _BITS)[:, None]
     of_class = (classes * 0x9E3779B9 + high) & _BITS
@@ -187,7 +188,7 @@ def _draw(rows: Tensor, classes: Tensor, seed: Tensor) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Return 32 bits that look random, each depending on all of those given."""
+    """Hash 32 bits."""
     bits = bits ^ (bits >> 16)
     bits = (bits * 0x85EBCA6B) & _BITS
     bits = bits ^ (bits >> 13)

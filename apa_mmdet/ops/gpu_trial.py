@@ -3,8 +3,8 @@
 Launching from C++ bypasses the checks of torch and Triton: if their versions and the
 driver are incompatible, the process may crash. So each new combination of library,
 Triton, GPU and driver is tested once in a subprocess, where :func:`main` compares the
-kernels with plain torch. The result is stored next to the library in a file of one line:
-``cpp``, ``python`` (launch from Python instead) or the reason why neither works.
+kernels with plain torch. The result is stored next to the library, in a file of one
+line: ``cpp``, ``python`` (launch from Python instead) or the reason why neither works.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ def _try(library: Path) -> tuple[str, bool]:
         file=sys.stderr,
         flush=True,
     )
-    said = ""
+    output = ""
     for way in ("cpp", "python"):
-        said, status = _run(library, way)
+        output, status = _run(library, way)
         if status == 0:
             return way, True
         if status == _COULD_NOT_TRY:
-            return f"the GPU kernels could not be tested ({said})", False
-    return f"the GPU kernels failed their test ({said})", True
+            return f"the GPU kernels could not be tested ({output})", False
+    return f"the GPU kernels failed their test ({output})", True
 
 
 def _run(library: Path, way: str) -> tuple[str, int]:
@@ -106,8 +106,8 @@ def _run(library: Path, way: str) -> tuple[str, int]:
     except subprocess.TimeoutExpired:
         return f"no answer within {_SECONDS} seconds", -1
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    said = lines[-1][:300] if lines else "nothing said"
-    return f"exit status {done.returncode}: {said}", done.returncode
+    last = lines[-1][:300] if lines else "no output"
+    return f"exit status {done.returncode}: {last}", done.returncode
 
 
 def main(library: str, way: str) -> None:

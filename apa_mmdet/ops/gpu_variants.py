@@ -3,10 +3,10 @@
 When ``csrc/gpu_launch.cpp`` needs a variant for the first time, it describes it in a
 line of text, ``kernel device=0 x=*bf16! ... inner=i32! NAME=value``: the type of each
 argument (nothing if it is absent, ``!`` if it is aligned) and the kernel's constants
-(``LOG_C=8`` stands for ``BLOCK_C=256``). In return it gets a function handle of the CUDA
-driver and the order of the function's parameters, which is checked against the compiled
-code. If the parameters are not as expected, or there is no CUDA driver (ROCm), Python
-launches the variant.
+(``LOG_C=8`` stands for ``BLOCK_C=256``). In return it gets a function handle of the
+CUDA driver and the order of the function's parameters, which is checked against the
+compiled code. If the parameters are not as expected, or there is no CUDA driver (ROCm),
+Python launches the variant.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The Triton kernels of APA and AGLU, each way one pass over memory.
+"""Triton kernels of APA and AGLU: one pass over memory forward, one backward.
 
-C++ launches them (``csrc/gpu_activation.cpp``): it cuts a tensor into tiles, and
-:mod:`apa_mmdet.ops.gpu_variants` compiles a kernel for each combination of dtypes,
-arguments present and tile. An argument that is absent is the constant None.
+``csrc/gpu_activation.cpp`` divides a tensor into tiles and launches them;
+:mod:`apa_mmdet.ops.gpu_variants` compiles a kernel for each combination of dtypes, tile
+shape and arguments that are present. An absent argument is the constant None.
 
-Memory is taken as (batch, channels, inner), or as (batch, inner, channels) where
-``PIXELS``. A program computes up to ``steps`` neighbouring tiles of BLOCK_C channels by
-BLOCK_I elements. Backward writes each program's sums for the parameters' gradients, and
-:func:`reduce_kernel` adds them up, always in the same order.
+A tensor is viewed as (batch, channels, inner), or as (batch, inner, channels) if
+``PIXELS``. A program processes up to ``steps`` consecutive tiles of BLOCK_C channels by
+BLOCK_I elements. The backward kernel writes partial sums for the parameters' gradients,
+one row per program, and :func:`reduce_kernel` adds them up in a fixed order.
 
 Notation of :mod:`apa_mmdet.ops.formula`. With ``t = ln(lam) - kappa * z`` and
 ``E = exp(-|t|)``:
@@ -26,8 +26,8 @@ import torch
 import triton
 import triton.language as tl
 
-# Without these, the compiler guards the special functions against subnormal numbers,
-# which no result here depends on: three more instructions each time.
+# The approximate instructions flush subnormal numbers to zero, which is harmless here.
+# Without them, handling subnormals costs three more instructions each time.
 _PTX = tl.constexpr(
     torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1"
 )
@@ -68,13 +68,13 @@ def log2(x):
 
 @triton.jit
 def bounded(x, most: tl.constexpr):
-    """Return ``min(x, most)``; what is not a number stays so."""
+    """Return ``min(x, most)``, NaN for NaN."""
     return tl.minimum(x, most, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _per_channel(ptr, c, channels, EACH: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Load a parameter: a column with a value per channel, or one value for all."""
+    """Load a parameter: a column with one value per channel, or a scalar."""
     if EACH:
         if BLOCK_C == 1:
             return tl.load(ptr + c).to(tl.float32)[:, None]
@@ -94,7 +94,7 @@ def _coefficients(
     """Return ``log2(lam)``, ``1 / lam`` and ``kappa / ln(2)``."""
     lam = _per_channel(lam_ptr, c, channels, LAM_EACH, BLOCK_C)
     kappa = _per_channel(kappa_ptr, c, channels, KAPPA_EACH, BLOCK_C)
-    lam = tl.where(lam < 2.0**-23, 2.0**-23, lam)  # what is not a number stays so
+    lam = tl.where(lam < 2.0**-23, 2.0**-23, lam)  # NaN stays NaN
     return log2(lam), reciprocal(lam), kappa * 1.4426950408889634
 
 
@@ -118,9 +118,9 @@ def _affine(
     weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps,
     b, c, channels, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Return scale, shift, mean and inverse deviation of x, and all but the shift of r.
+    """Return scale, shift, mean, rstd, and scale, mean, rstd of the residual.
 
-    ``z = (x - mean) * scale + shift + (r - r_mean) * r_scale``; what is absent is 0.
+    ``z = (x - mean) * scale + shift + (r - r_mean) * r_scale``; absent ones are 0.
     """
     scale, shift, center, inverse = 0.0, 0.0, 0.0, 0.0
     r_scale, r_center, r_inverse = 0.0, 0.0, 0.0
@@ -145,7 +145,7 @@ def _affine(
 
 @triton.jit
 def _apa(z, lb_lam, inv_lam, lb_kappa, HALF: tl.constexpr):
-    """Return APA(z). ``ln(1 + E)`` is a polynomial: to 5e-8, for 16 bits to 8e-6."""
+    """Return APA(z); the error of ``ln(1 + E)`` is 5e-8, or 8e-6 if HALF."""
     t = lb_lam - lb_kappa * z  # in base 2, as L
     e = exp2(-tl.abs(t))
     if HALF:
@@ -176,7 +176,7 @@ def _slopes(z, lb_lam, inv_lam, lb_kappa, HALF: tl.constexpr):
     eq = e * q
     y = eq * one
     y2 = y * y
-    if HALF:  # 2/3 + 2/5 * y2 + ..., to 2e-5, else 4e-7
+    if HALF:  # 2/3 + 2/5 * y2 + ... to 2e-5, otherwise to 4e-7
         tail = (y2 * 0.32702854 + 0.3982209) * y2 + 0.6666778
     else:
         tail = ((y2 * 0.268515 + 0.2823662) * y2 + 0.4000756) * y2 + 0.6666664
@@ -194,11 +194,15 @@ def _place(
     FLAT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Return a program's image, channels, row of sums, first tile and tiles.
+    """Return where a program works.
 
-    And the offset of the image's and channels' first element, and offsets within a
-    tile. ``rows`` programs share each image and its channels; where FLAT, there are no
-    channels to tell apart.
+    ``rows`` programs share each image and block of channels. If FLAT, all elements
+    share their parameters, and channels are ignored.
+
+    Returns:
+        Image, channels, row of its sums, first tile, number of tiles, offset of the
+        first element of the image and channels, and the offsets within a tile: along
+        inner, and of each element.
     """
     program = tl.program_id(0)
     tiles = tl.cdiv(inner, BLOCK_I)
@@ -229,7 +233,7 @@ def _place(
 @triton.jit
 def _tile(first, start, c, i, channels, inner, PIXELS: tl.constexpr,
           BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
-    """Return the first element of a tile, and which of its elements are there."""
+    """Return the offset of a tile's first element, and the mask of its elements."""
     at = first.to(tl.int64) * BLOCK_I
     inside = (i < (inner - at))[None, :]
     if BLOCK_C > 1:
@@ -297,10 +301,10 @@ def backward_kernel(
 ):  # fmt: skip
     """Write the gradients of ``x`` and the residual, and sums for all others.
 
-    The sums of a row are, ``sums_stride`` apart and each per channel: of lam; of kappa;
-    of ``z``; of ``z`` times ``x`` normalized before weight and bias; of ``z`` times the
-    residual normalized so. SUM_PARAMS asks for the first two, SUM_NORM for the next
-    two, SUM_RESIDUAL for the third and the last.
+    A row of ``sums`` holds five sums per channel, ``sums_stride`` apart: the gradients
+    of lam and kappa; the gradient of ``z``, alone, times the normalized ``x`` before
+    weight and bias, and times the normalized residual. SUM_PARAMS requests the first
+    two, SUM_NORM the next two, SUM_RESIDUAL the third and the last.
     """
     b, c, row, first, count, start, i, within = _place(
         channels, inner, steps, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
@@ -403,9 +407,9 @@ def statistics_kernel(
     channels, inner, steps, rows,
     PIXELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Take off the gradient of ``x`` what goes through its batch's mean and variance.
+    """Subtract from ``grad_x`` what flows through the batch mean and variance.
 
-    ``share`` is 1 over the elements of a channel.
+    ``share`` is one over the number of elements of a channel.
     """
     _, c, _, first, count, start, i, within = _place(
         channels, inner, steps, rows, False, PIXELS, BLOCK_C, BLOCK_I
@@ -428,7 +432,7 @@ def statistics_kernel(
 
 @triton.jit
 def _write_total(out, sums, size, BLOCK: tl.constexpr):
-    """Write the sum of ``size`` neighbouring numbers."""
+    """Write the sum of ``size`` consecutive numbers."""
     i = tl.arange(0, BLOCK)
     found = tl.zeros([BLOCK], tl.float32)
     for first in range(0, size, BLOCK):
@@ -438,7 +442,7 @@ def _write_total(out, sums, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def _columns(sums, rows, c, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return the sums of some columns of a matrix (rows, channels)."""
+    """Sum some columns of a matrix of shape (rows, channels)."""
     r = tl.arange(0, BLOCK_R)
     found = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     at = r[:, None] * channels + c[None, :]
@@ -463,10 +467,10 @@ def reduce_kernel(
 ):  # fmt: skip
     """Write the parameters' gradients from the sums of :func:`backward_kernel`.
 
-    ``rows`` rows of sums belong to each of the ``images``; without a gate all belong
-    to one. Program 0 adds up for lam where it is one number, program 1 for kappa, and
-    each of the others for BLOCK_C channels. NORM tells whether the gradient of weight,
-    bias or gate is wanted.
+    Each of the ``images`` has ``rows`` rows of sums; without a gate, all rows count as
+    one image's. Program 0 computes the gradient of a scalar lam, program 1 that of a
+    scalar kappa, and the others everything else for BLOCK_C channels each. NORM says
+    whether the gradient of weight, bias or gate is wanted.
     """
     program = tl.program_id(0)
     size = images * rows * channels

@@ -1,8 +1,7 @@
-"""The Triton kernels of the APA cross-entropy, launched from C++.
+"""Triton kernels of the APA cross-entropy, launched by ``csrc/gpu_cross_entropy.cpp``.
 
-``csrc/gpu_cross_entropy.cpp`` launches them. A program takes tiles of BLOCK_N rows by
-BLOCK_C classes, one below the other. The closed forms are those of
-:mod:`apa_mmdet.ops.formula`; one set of them serves label and other classes.
+A program processes ``steps`` tiles of BLOCK_N rows by BLOCK_C classes, one below the
+other. The closed forms are those of :mod:`apa_mmdet.ops.formula`.
 """
 
 import triton
@@ -28,7 +27,7 @@ def _atanh_tail(y):
 
 @triton.jit
 def _mix(bits):
-    """Return 32 bits that look random, each depending on all of those given."""
+    """Hash 32 bits."""
     bits ^= bits >> 16
     bits *= 0x85EBCA6B
     bits ^= bits >> 13
@@ -38,7 +37,7 @@ def _mix(bits):
 
 @triton.jit
 def _share_rare(labels, rare, size, classes):
-    """Return the share of rare classes among the labels that name a class."""
+    """Return the fraction of rare classes among the foreground labels."""
     i = tl.arange(0, 1024)
     of_rare = tl.zeros([1024], tl.int32)
     named = of_rare
@@ -56,7 +55,7 @@ def _share_rare(labels, rare, size, classes):
 def _factors(
     labels, weight, rare, seed, share, n, c, rows, classes, weight_row, weight_class,
 ):  # fmt: skip
-    """Return a tile's labels' classes, its weights, and which elements are there."""
+    """Return which elements are their row's label, the weights, and the mask."""
     inside = (n < rows)[:, None] & (c < classes)[None, :]
     label = tl.load(labels + n, mask=n < rows, other=-1)
     is_label = label[:, None] == c[None, :].to(tl.int64)
@@ -83,7 +82,7 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
 
     The loss's derivatives are ``kappa * r``, ``z * r`` and ``m``.
     """
-    lam = tl.where(lam > 0, lam, lam * 0.0)  # what is not a number stays so
+    lam = tl.where(lam > 0, lam, lam * 0.0)  # NaN stays NaN
     inv_lam = 1.0 / tl.maximum(lam, 1e-30)
     u = tl.clamp(kappa * z, -8e37, 8e37, propagate_nan=tl.PropagateNan.ALL)
     bounded = u
@@ -102,7 +101,7 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
     log1p_w = 2.0 * y + (y * y * y) * tail
     log1p_w += tl.where(is_far, tl.log(tl.maximum(lam, 1e-30)) - bounded, 0.0)
     a = tl.where(scaled < 1.1920929e-7 * c, n / c, log1p_w * inv_lam)
-    nothing = (u + scaled) * 0.0  # or what is not a number, which comparisons hide
+    nothing = (u + scaled) * 0.0  # 0, or a NaN that comparisons have hidden
     # 1 - exp(-a), the probability of no label
     x = tl.where(a > 80.0, 0.0, _exp(-a))
     p = a * 0.000152226625 - 0.0013538755
@@ -127,7 +126,7 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
         half = x / (2.0 - x)
         log = 2.0 * half + (half * half * half) * _atanh_tail(half)
         other = tl.where(is_near, -tl.log(rest), log)
-        # Where a itself may have vanished.
+        # There a itself may have underflowed.
         vanished = (bounded > 30.0) & (scaled < 1e-8)
         other = tl.where(vanished, bounded + (lam + 1.0) * v * 0.5, other)
         if max_slope is not None:
@@ -151,7 +150,7 @@ def loss_kernel(
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write each row's and class's loss to ``out``, or each program's to ``sums``."""
+    """Write each element's loss to ``out``, or each program's total to ``sums``."""
     program = tl.program_id(0)
     num_c = tl.cdiv(classes, BLOCK_C)
     c = program % num_c * BLOCK_C + tl.arange(0, BLOCK_C)

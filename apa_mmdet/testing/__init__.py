@@ -9,7 +9,7 @@ With torch only:
 
 - :mod:`.memory`: bytes saved for backward, peak memory;
 - :mod:`.timing`: time on the device and on the host, GPU launches, the machine;
-- :mod:`.benchmark`: options, tables and charts of benchmark tools;
+- :mod:`.benchmark`: options, tables and charts of tools that measure;
 - :mod:`.gpu_stand_in`: launches of GPU kernels, recorded or run without a GPU.
 
 With MMDetection:

@@ -1,31 +1,42 @@
-"""What benchmark tools share: options, tables and charts."""
+"""What tools that measure share: options, tables and charts."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 
 import torch
 
 from ..conversion.report import aligned
 
 
-def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have.
+def positive(text: str) -> int:
+    """Return an option's value as an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return int(text)
 
-    Args:
-        description: Of the tool, shown as it is.
-        rounds: How many measurements to take the medians of by default.
-    """
+
+def _available(device: str) -> str:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{device}: {error}") from None
+    return device
+
+
+def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with the options of all benchmarks, and their default rounds."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add, out = parser.add_argument, Path("docs/benchmarks")
-    add("--device", default=device)
-    add("--rounds", type=int, default=rounds, help="measurements per figure")
+    add("--device", type=_available, default=device)
+    add("--rounds", type=positive, default=rounds, help="measurements per figure")
     add("--out", type=Path, default=out, help="folder to write to")
     return parser
 
@@ -50,39 +61,50 @@ def table(title: str, key: str, columns: Mapping[str, str], rows: Sequence) -> s
     return "\n".join(aligned([[title, *columns], *lines]))
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def bar_charts(
-    panels: Mapping[str, Mapping[str, float]], path: Path, columns: int = 2
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    columns: int = 2,
+    ratios: bool = True,
 ) -> str:
-    """Write horizontal bar charts on a logarithmic axis, if matplotlib is installed.
+    """Write horizontal bar charts, if matplotlib is installed.
 
     Args:
-        panels: By title, the value of each bar by its label.
+        panels: By title, the values of each bar by its label; the bar shows their mean
+            and, of several values, each one as a point.
         path: The image to write.
         columns: Panels side by side.
+        ratios: Whether the axes are logarithmic, with a line at 1.
 
     Returns:
         What became of it, as a phrase to print.
     """
     if find_spec("matplotlib") is None:
         return "no plot, because matplotlib is not installed"
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = -(-len(panels) // columns)
     size = 5.2 * columns, (1.2 + 0.3 * max(map(len, panels.values()))) * rows
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False
-    )
-    for axis, (title, values) in zip(axes.flat, panels.items()):
-        axis.bar_label(axis.barh(*zip(*values.items())), fmt="%.3g", padding=2)
-        axis.axvline(1, color="black", linewidth=0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    for number, (title, bars) in enumerate(panels.items(), 1):
+        axis = figure.add_subplot(rows, columns, number, title=title)
+        drawn = axis.barh(list(bars), list(map(mean, bars.values())), color="0.75")
+        # In the middle, where no point is, or after the bar.
+        place = dict(padding=2) if ratios else dict(label_type="center")
+        axis.bar_label(drawn, fmt="%.3g", **place)
+        for label, values in bars.items():
+            if len(values) > 1:
+                axis.plot(values, [label] * len(values), "k.", markersize=5)
+        if ratios:
+            axis.axvline(1, color="black", linewidth=0.8)
+            axis.set_xscale("log")
         axis.invert_yaxis()
         axis.margins(x=0.2)
-        axis.set(title=title, xscale="log")
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,11 +21,11 @@ from .images import inference_batch
 from .models import fill_zero_weights, fitting_statistics, quiet_mmdet
 
 KAPPAS = (10.0, 20.0, 50.0, 100.0, 1000.0)
+_FEATURES = ("backbone", "neck")
 _RELUS = ("ReLU", "ReLU6", "LeakyReLU")
 _SAMPLE = 4096  # elements of a site's input at which the derivatives are evaluated
 
 
-# --------------------------------------------------------------- models and outputs
 def build(
     cfg: dict, size: int, seed: int = 0, gamma: float = 1.0
 ) -> tuple[nn.Module, tuple[Tensor, list]]:
@@ -33,11 +33,7 @@ def build(
 
     Its weights are random, and its batch norms have the statistics of such images.
 
-    Args:
-        cfg: The model's config.
-        size: Height and width of the images in pixels.
-        seed: Of weights and images.
-        gamma: See :func:`.models.fill_zero_weights`.
+    The arguments are those of :class:`Reference`.
 
     Raises:
         ValueError: If something in the model would load a checkpoint.
@@ -71,26 +67,23 @@ def outputs(model: nn.Module, inputs: Tensor, samples: list) -> dict[str, Tensor
     """
     tensors: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable:
-        return lambda module, args, result: tensors.update(flatten(name, result))
+    def record(name: str, result: object) -> None:
+        tensors.update(flatten(name, result))
 
     hooks = [
-        getattr(model, name).register_forward_hook(record(name))
-        for name in ("backbone", "neck")
-        if isinstance(getattr(model, name, None), nn.Module)
+        module.register_forward_hook(lambda *call, name=name: record(name, call[-1]))
+        for name, module in model.named_children()
+        if name in _FEATURES
     ]
     if isinstance(model, TwoStageDetector):
         features = model.extract_feat(inputs)
         if model.with_rpn:
-            tensors.update(flatten("rpn_head", model.rpn_head(features)))
-        proposals = [
-            InstanceData(bboxes=sample.proposals.bboxes.to(inputs))
-            for sample in samples
-        ]
-        result = model.roi_head.forward(features, proposals, samples)
-        tensors.update(flatten("roi_head", result))
+            record("rpn_head", model.rpn_head(features))
+        boxes = [sample.proposals.bboxes.to(inputs) for sample in samples]
+        proposals = [InstanceData(bboxes=each) for each in boxes]
+        record("roi_head", model.roi_head.forward(features, proposals, samples))
     else:
-        tensors.update(flatten("head", model(inputs, samples, mode="tensor")))
+        record("head", model(inputs, samples, mode="tensor"))
     for hook in hooks:
         hook.remove()
     return tensors
@@ -101,15 +94,11 @@ def flatten(name: str, result: object) -> Iterator[tuple[str, Tensor]]:
     if isinstance(result, Tensor):
         if result.is_floating_point() and result.numel():
             yield name, result.clone()  # later activations may work in place
-        return
-    if isinstance(result, Mapping):
-        items: Iterable = result.items()
     elif isinstance(result, (list, tuple)):
-        items = enumerate(result)
-    else:
-        return
-    for key, value in items:
-        yield from flatten(f"{name}.{key}", value)
+        yield from flatten(name, dict(enumerate(result)))
+    elif isinstance(result, Mapping):
+        for key, value in result.items():
+            yield from flatten(f"{name}.{key}", value)
 
 
 def relative_differences(
@@ -123,24 +112,18 @@ def relative_differences(
     return ratios
 
 
-# ------------------------------------------------------------------------ comparison
 @dataclass
 class Closeness:
     """How close one choice of starting values is, and how much it leaves to learn.
 
-    Attributes:
-        start: The starting values in words.
-        single: Relative difference of each output in float32.
-        double: The same in float64, where rounding plays no part.
-        d_lam: Mean of |∂AGLU/∂λ| over the inputs of a site, relative to AGLU(1, 1) on
-            the same inputs, for the median site: how much λ can change and how much
-            gradient it gets.
-        d_kappa: The same of κ.
+    ``d_lam`` is the mean of |∂AGLU/∂λ| over the inputs of a site, relative to
+    AGLU(1, 1) on the same inputs, for the median site: how much λ can change and how
+    much gradient it gets. ``d_kappa`` is the same of κ.
     """
 
-    start: str
-    single: dict[str, float]
-    double: dict[str, float]
+    start: str  # the starting values in words
+    single: dict[str, float]  # relative difference of each output in float32
+    double: dict[str, float]  # the same in float64, where rounding plays no part
     d_lam: float
     d_kappa: float
 
@@ -148,8 +131,7 @@ class Closeness:
         """Return the largest difference in float64 of backbone, neck and heads."""
         sections = {"backbone": 0.0, "neck": 0.0, "heads": 0.0}
         for name, value in self.double.items():
-            section = name.partition(".")[0]
-            section = section if section in sections else "heads"
+            section = name.partition(".")[0] if name.startswith(_FEATURES) else "heads"
             sections[section] = max(sections[section], value)
         return sections
 
@@ -169,60 +151,51 @@ class Reference:
     """
 
     def __init__(self, cfg: dict, size: int, seed: int = 0, gamma: float = 1.0) -> None:
-        self.model, (self.inputs, self.samples) = build(cfg, size, seed, gamma)
-        self._single = outputs(self.model, self.inputs, self.samples)
-        double = copy.deepcopy(self.model).double()
-        self._double = outputs(double, self.inputs.double(), self.samples)
+        self.model, (self._inputs, self._samples) = build(cfg, size, seed, gamma)
+        self._single, self._double = self._outputs(copy.deepcopy(self.model))
         self.rounding = relative_differences(self._double, self._single)
 
-    def compare(
-        self, kappa: float | None = None, types: Sequence[str] | None = None
-    ) -> tuple[Closeness, ConversionReport]:
+    def _outputs(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Yield a model's outputs in float32, then those in float64."""
+        yield outputs(model, self._inputs, self._samples)
+        yield outputs(model.double(), self._inputs.double(), self._samples)
+
+    def compare(self, kappa: float | None = None) -> tuple[Closeness, ConversionReport]:
         """Convert a copy of the detector and compare its outputs.
 
-        Args:
-            kappa: Where sites that were a kind of ReLU start, with λ = 1; None for
-                ``init='auto'``.
-            types: As in ``convert_activations``.
+        Sites that were a kind of ReLU start at λ = 1 and ``kappa``; without it, all
+        start as with ``init='auto'``.
         """
         model = copy.deepcopy(self.model)
         init: str | dict = "auto"
         if kappa is not None:
             init = {kind: dict(lam=1.0, kappa=kappa) for kind in _RELUS}
-        report = convert_activations(model, init=init, types=types)
-        single = outputs(model, self.inputs, self.samples)
-        model.double()
-        shares: dict[str, tuple[float, float]] = {}
-        hooks = [
-            model.get_submodule(site.path).register_forward_hook(
-                lambda act, args, _, path=site.path: shares.update(
-                    {path: _shares(args[0], act.lambda_param, act.kappa_param)}
+        report = convert_activations(model, init=init)
+        ratios: dict[str, tuple[float, float]] = {}  # by site, of its last call
+        for path in (site.path for site in report.sites):
+            model.get_submodule(path).register_forward_hook(
+                lambda aglu, args, _, path=path: ratios.update(
+                    {path: _derivative_ratios(args[0], aglu)}
                 )
             )
-            for site in report.sites
-        ]
-        double = outputs(model, self.inputs.double(), self.samples)
-        for hook in hooks:
-            hook.remove()
+        single, double = self._outputs(model)
         closeness = Closeness(
             "auto" if kappa is None else f"kappa {kappa:g}",
             relative_differences(self._single, single),
             relative_differences(self._double, double),
-            *(median(column) for column in zip(*shares.values())),
+            *map(median, zip(*ratios.values())),
         )
         return closeness, report
 
     def compare_starts(
-        self,
-        kappas: Iterable[float] = KAPPAS,
-        types: Sequence[str] | None = None,
+        self, kappas: Iterable[float] = KAPPAS
     ) -> tuple[list[Closeness], ConversionReport]:
         """Compare ``init='auto'`` and, where most sites were ReLUs, these kappas."""
-        closeness, report = self.compare(types=types)
+        closeness, report = self.compare()
         results = [closeness]
         relus = sum(kind_of(site) in _RELUS for site in report.sites)
         if relus * 2 > len(report.sites):
-            results += [self.compare(kappa, types)[0] for kappa in kappas]
+            results += [self.compare(kappa)[0] for kappa in kappas]
         return results, report
 
 
@@ -231,13 +204,16 @@ def kind_of(site: Site) -> str:
     return site.was.split(",")[0]
 
 
-def _shares(x: Tensor, lam: Tensor, kappa: Tensor) -> tuple[float, float]:
-    x = x.flatten()
-    x = x[:: max(1, x.numel() // _SAMPLE)]
-    one = torch.ones_like(lam)
-    own, others = aglu_grads(x, lam, kappa)[1:], aglu_grads(x, one, one)[1:]
-    d_lam, d_kappa = (a.abs().mean() / b.abs().mean() for a, b in zip(own, others))
-    return float(d_lam), float(d_kappa)
+def _derivative_ratios(x: Tensor, aglu: nn.Module) -> tuple[float, float]:
+    """Return by λ and by κ the mean derivative relative to that of AGLU(1, 1)."""
+    x = x.flatten()[:: max(1, x.numel() // _SAMPLE)]
+    one = torch.ones_like(aglu.lambda_param)
+    own = aglu_grads(x, aglu.lambda_param, aglu.kappa_param)[1:]
+    d_lam, d_kappa = (
+        float(grad.abs().mean() / unit.abs().mean())
+        for grad, unit in zip(own, aglu_grads(x, one, one)[1:])
+    )
+    return d_lam, d_kappa
 
 
 @torch.no_grad()

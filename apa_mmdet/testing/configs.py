@@ -62,11 +62,7 @@ def remove_checkpoints(model: dict) -> None:
 
 
 def split_conversion(model: dict) -> dict:
-    """Turn the config of an APADetector into that of its base detector, in place.
-
-    Returns:
-        The options of the conversion; empty if the config is not converted.
-    """
+    """Turn an APADetector's config into its base's, in place; return its options."""
     options = {name: model.pop(name) for name in CONVERSION_OPTIONS if name in model}
     if model.get("type") == "APADetector":
         model["type"] = model.pop("base_type", None)
@@ -85,11 +81,9 @@ def make_relu_twin(model: dict) -> None:
         if kind == "APADetector":
             split_conversion(cfg)
         elif kind in ("AGLU", "APA"):
-            stands_for = {"gelu": "GELU", "silu": "SiLU"}.get(
-                str(cfg.get("init")), "ReLU"
-            )
+            start = {"gelu": "GELU", "silu": "SiLU"}.get(str(cfg.get("init")), "ReLU")
             cfg.clear()
-            cfg["type"] = stands_for if kind == "AGLU" else "Sigmoid"
+            cfg["type"] = start if kind == "AGLU" else "Sigmoid"
         elif kind in ("APASELayer", "APACBAM"):
             cfg["gate_cfg"] = dict(type="Sigmoid")
         elif kind in ("APAResNet", "APAResNeXt"):

@@ -31,27 +31,16 @@ _LEARNED = ("lambda_param", "kappa_param")
 
 @dataclass
 class Coverage:
-    """What the checks of one config showed.
-
-    Attributes:
-        name: The config.
-        report: What was converted and what was left; None if building it failed.
-        added: Number of parameters that were added and train.
-        frozen: Number of parameters that were added to frozen stages.
-        losses: The sum of the losses, unconverted and converted; None without a step.
-        remarks: What else there is to say.
-        failures: What is wrong.
-        seconds: CPU time of the checks.
-    """
+    """What the checks of one config showed."""
 
     name: str
-    report: ConversionReport | None = None
-    added: int = 0
-    frozen: int = 0
-    losses: tuple[float, float] | None = None
+    report: ConversionReport | None = None  # None if building it failed
+    added: int = 0  # new parameters that train
+    frozen: int = 0  # new parameters in frozen stages
+    losses: tuple[float, float] | None = None  # unconverted, converted; summed up
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of CPU time
 
 
 def check_family(name: str) -> Coverage:
@@ -81,7 +70,8 @@ def check_family(name: str) -> Coverage:
 
 
 def _check(coverage: Coverage) -> None:
-    cfg = _config(coverage.name)
+    name = coverage.name
+    cfg = _config(name)
     torch.manual_seed(0)
     base = MODELS.build(copy.deepcopy(cfg.model))
     converted = {**cfg.model, "type": "APADetector", "base_type": cfg.model.type}
@@ -89,14 +79,14 @@ def _check(coverage: Coverage) -> None:
     coverage.report = model.conversion_report
     _compare_parameters(coverage, base, model)
 
-    module, package = PACKAGES.get(coverage.name, ("", ""))
-    if coverage.name in GPU_ONLY:
-        kernel = GPU_ONLY[coverage.name]
-        coverage.remarks.append(f"not trained: mmcv has no CPU kernel of {kernel}")
+    module, package = PACKAGES.get(name, ("", ""))
+    if name in GPU_ONLY:
+        reason = f"mmcv has no CPU kernel of {GPU_ONLY[name]}"
+        coverage.remarks.append(f"not trained: {reason}")
     elif module and find_spec(module) is None:
         coverage.remarks.append(f"not trained: its loss needs {package}")
     else:
-        _train(coverage, base, model, _batch(coverage.name, cfg))
+        _train(coverage, base, model, _batch(name, cfg))
 
 
 def _config(name: str) -> Config:
@@ -126,16 +116,16 @@ def _batch(name: str, cfg: Config) -> dict:
 
 def _compare_parameters(coverage: Coverage, base: nn.Module, model: nn.Module) -> None:
     before, after = base.state_dict(), model.state_dict()
+    failures = coverage.failures
     for key, value in before.items():
         if key not in after:
-            coverage.failures.append(f"{key} is missing")
+            failures.append(f"{key} is missing")
         elif after[key].shape != value.shape:
-            coverage.failures.append(f"{key} has another shape")
-    for key in after.keys() - before.keys():
-        if not key.endswith(_LEARNED):
-            coverage.failures.append(f"{key} is new")
+            failures.append(f"{key} has another shape")
+    new = after.keys() - before.keys()
+    failures += [f"{key} is new" for key in new if not key.endswith(_LEARNED)]
     if list(before) != [key for key in after if key in before]:
-        coverage.failures.append("the order of the keys has changed")
+        failures.append("the order of the keys has changed")
 
     trains = {key: p.requires_grad for key, p in base.named_parameters()}
     for key, parameter in model.named_parameters():
@@ -143,7 +133,7 @@ def _compare_parameters(coverage: Coverage, base: nn.Module, model: nn.Module) -
             coverage.added += parameter.requires_grad * parameter.numel()
             coverage.frozen += (not parameter.requires_grad) * parameter.numel()
         elif trains[key] != parameter.requires_grad:
-            coverage.failures.append(f"{key} has another requires_grad")
+            failures.append(f"{key} has another requires_grad")
 
 
 def _train(coverage: Coverage, base: nn.Module, model: nn.Module, batch: dict) -> None:
@@ -154,47 +144,45 @@ def _train(coverage: Coverage, base: nn.Module, model: nn.Module, batch: dict) -
     fill_zero_weights(base)
     base.train()
     with fitting_statistics(base, momentum=1.0):
-        base(**_preprocessed(base, batch), mode="loss")
+        _losses(base, batch)
     start = copy.deepcopy(base.state_dict())
     model.load_state_dict(start, strict=False)
     counter = "cls_num_pos_samples_per_level"  # DDOD counts from step to step
     counts = getattr(getattr(base, "bbox_head", None), counter, None)
     if counts is not None:
         setattr(model.bbox_head, counter, list(counts))
-    loss_before = _step(base, batch)
-    before = {key: p.grad for key, p in base.named_parameters()}
+    loss_before, before = _step(base, batch)
 
     with original_activations(base, model, coverage.report):
-        loss = _step(model, batch)
+        loss, after = _step(model, batch)
     if loss != loss_before:
         coverage.failures.append(f"rewired, the loss is {loss}, not {loss_before}")
-    after = {key: p.grad for key, p in model.named_parameters()}
     differences = gradient_differences(before, after)[:5]
     coverage.failures += [f"rewired, {text}" for text in differences]
 
     model.load_state_dict(start, strict=False)  # norms have gathered statistics
     with UnlistedActivations(model, coverage.report) as unlisted:
-        coverage.losses = (loss_before, _step(model, batch))
+        coverage.losses = loss_before, _step(model, batch)[0]
     coverage.failures += sorted(unlisted.calls)
     if not all(map(math.isfinite, coverage.losses)):
         coverage.failures.append(f"the losses are {coverage.losses}")
     _check_gradients(coverage, model, before)
 
 
-def _preprocessed(model: nn.Module, batch: dict) -> dict:
-    return model.data_preprocessor(copy.deepcopy(batch), True)
+def _losses(model: nn.Module, batch: dict) -> dict:
+    return model(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
 
 
-def _step(model: nn.Module, batch: dict) -> float:
-    """Run one training step up to the gradients; return the sum of the losses."""
+def _step(model: nn.Module, batch: dict) -> tuple[float, dict[str, Tensor | None]]:
+    """Run a training step up to the gradients; return the loss and the gradients."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     model.train()
     model.zero_grad(set_to_none=True)
-    loss, _ = model.parse_losses(model(**_preprocessed(model, batch), mode="loss"))
+    loss, _ = model.parse_losses(_losses(model, batch))
     loss.backward()
-    return loss.item()
+    return loss.item(), {key: p.grad for key, p in model.named_parameters()}
 
 
 def gradient_differences(
@@ -204,10 +192,9 @@ def gradient_differences(
     sentences = []
     for key, expected in before.items():
         value = after[key]
-        if expected is None or value is None:
-            if expected is not value:
-                sentences.append(f"{key} has a gradient in one of the models only")
-        elif not torch.equal(value, expected):
+        if (value is None) != (expected is None):
+            sentences.append(f"{key} has a gradient in one of the models only")
+        elif expected is not None and not torch.equal(value, expected):
             off = (value - expected).abs().max() / expected.abs().max()
             sentences.append(
                 f"the gradient of {key} differs by {off:.1g} of its largest element"
@@ -218,33 +205,31 @@ def gradient_differences(
 def _check_gradients(
     coverage: Coverage, model: nn.Module, before: dict[str, Tensor | None]
 ) -> None:
+    failures, remarks = coverage.failures, coverage.remarks
     for site in coverage.report.sites:
-        parameters = list(model.get_submodule(site.path).parameters())
-        gradients = [parameter.grad for parameter in parameters]
-        neighbours = _neighbouring(site.path, before)
+        path, parameters = site.path, list(model.get_submodule(site.path).parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        neighbours = _neighbouring(path, before)
         if not any(parameter.requires_grad for parameter in parameters):
-            if any(gradient is not None for gradient in gradients):
-                coverage.failures.append(f"{site.path} is frozen and has a gradient")
-        elif any(gradient is None for gradient in gradients):
-            if all(gradient is None for gradient in neighbours):
-                coverage.remarks.append(
-                    f"the config never runs the module of {site.path}"
-                )
+            if gradients:
+                failures.append(f"{path} is frozen and has a gradient")
+        elif len(gradients) < len(parameters):
+            if neighbours:
+                failures.append(f"{path} has no gradient")
             else:
-                coverage.failures.append(f"{site.path} has no gradient")
+                remarks.append(f"the config never runs the module of {path}")
         elif not all(gradient.isfinite().all() for gradient in gradients):
-            coverage.failures.append(f"{site.path} has a gradient that is not finite")
-        elif not any(gradient.any() for gradient in gradients):
-            if any(gradient is not None and gradient.any() for gradient in neighbours):
-                # Far from 0, where ReLU and its stand-in are straight, it underflows.
-                coverage.remarks.append(f"{site.path} has a gradient of zero")
+            failures.append(f"{path} has a gradient that is not finite")
+        elif not any(map(torch.any, gradients)) and any(map(torch.any, neighbours)):
+            # Far from 0, where ReLU and its stand-in are straight, it underflows.
+            remarks.append(f"{path} has a gradient of zero")
 
 
-def _neighbouring(path: str, gradients: dict) -> list[Tensor | None]:
+def _neighbouring(path: str, gradients: dict[str, Tensor | None]) -> list[Tensor]:
     """Return the gradients of the nearest weights around an activation."""
     while path:
         path = path.rpartition(".")[0]
         nearest = [g for key, g in gradients.items() if key.startswith(f"{path}.")]
         if nearest:
-            return nearest
+            return [gradient for gradient in nearest if gradient is not None]
     return []

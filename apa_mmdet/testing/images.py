@@ -51,45 +51,32 @@ def training_batch(
 
 
 def inference_batch(count: int, size: int, seed: int) -> dict:
-    """Return images of smooth patches, discs, squares and noise, with three proposals.
-
-    Args:
-        count: How many images.
-        size: Height and width in pixels.
-        seed: Of the images.
-    """
+    """Return square images of patches, discs, diamonds and noise, with proposals."""
     proposals = torch.tensor([(5, 10, 40, 45), (35, 25, 90, 85), (2, 5, 98, 95)])
     samples = [_sample(size, proposals * size / 100) for _ in range(count)]
-    return dict(inputs=_images(count, size, seed), data_samples=samples)
+    rng = np.random.default_rng(seed)
+    inputs = [_image(size, rng) for _ in range(count)]
+    return dict(inputs=inputs, data_samples=samples)
 
 
 def _sample(size: int, proposals: Tensor) -> DetDataSample:
-    sample = DetDataSample(
-        metainfo=dict(
-            img_shape=(size, size),
-            ori_shape=(size, size),
-            scale_factor=(1.0, 1.0),
-            border=(0, size, 0, size),
-        )
-    )
+    shapes = dict(img_shape=(size, size), ori_shape=(size, size))
+    scale = dict(scale_factor=(1.0, 1.0), border=(0, size, 0, size))
+    sample = DetDataSample(metainfo={**shapes, **scale})
     scores = torch.full((len(proposals),), 0.5)
     sample.proposals = InstanceData(bboxes=proposals, scores=scores)
     return sample
 
 
-def _images(count: int, size: int, seed: int) -> list[Tensor]:
-    rng = np.random.default_rng(seed)
+def _image(size: int, rng: np.random.Generator) -> Tensor:
     rows, columns = np.mgrid[:size, :size]
-    images = []
-    for _ in range(count):
-        coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 6)))
-        image = F.interpolate(coarse, (size, size), mode="bicubic")[0].numpy()
-        for number in range(12):
-            y, x = rng.uniform(0, size, 2)
-            height, width = rng.uniform(size / 20, size / 3, 2)
-            dy, dx = (rows - y) / height, (columns - x) / width
-            inside = dy**2 + dx**2 < 1 if number % 2 else abs(dy) + abs(dx) < 1
-            image[:, inside] = rng.uniform(0, 255, (3, 1))
-        image += rng.normal(0, 12, image.shape)
-        images.append(torch.from_numpy(image.clip(0, 255).astype(np.uint8)))
-    return images
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 6)))
+    image = F.interpolate(coarse, (size, size), mode="bicubic")[0].numpy()
+    for number in range(12):
+        y, x = rng.uniform(0, size, 2)
+        height, width = rng.uniform(size / 20, size / 3, 2)
+        dy, dx = (rows - y) / height, (columns - x) / width
+        inside = dy**2 + dx**2 < 1 if number % 2 else abs(dy) + abs(dx) < 1
+        image[:, inside] = rng.uniform(0, 255, (3, 1))
+    image += rng.normal(0, 12, image.shape)
+    return torch.from_numpy(image.clip(0, 255).astype(np.uint8))

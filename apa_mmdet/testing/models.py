@@ -23,9 +23,7 @@ def quiet_mmdet() -> Iterator[None]:
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)
-    hub = MessageHub.get_current_instance()
-    for name in ("epoch", "iter"):
-        hub.update_info(name, 0)
+    MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=0))
     try:
         with DefaultScope.overwrite_default_scope("mmdet"):
             yield

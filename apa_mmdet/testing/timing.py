@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
 
 _FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU
 
 
 def is_gpu(device: str) -> bool:
-    """Tell whether a device is a GPU."""
+    """Return whether a device is a GPU."""
     return torch.device(device).type == "cuda"
-
-
-@cache
-def _flush_buffer(device: str) -> Tensor:
-    return torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
 
 
 def wall_and_host_seconds(
     function: Callable[[], object], device: str, repeats: int = 1
 ) -> tuple[float, float]:
-    """Return the time of a call until the device is done, and until control returns.
+    """Return the mean time of a call until the device is done, and until it returns.
 
     The latter is what the host needs to issue the work, as long as few launches are
     pending: a full launch queue blocks the host.
-
-    Args:
-        function: What to call.
-        device: Where it computes.
-        repeats: Calls in a row, of which the mean counts.
     """
     synchronize = torch.cuda.synchronize if is_gpu(device) else lambda device: None
     synchronize(device)
@@ -59,13 +48,14 @@ def device_seconds(function: Callable[[], object], device: str, repeats: int) ->
         return wall_and_host_seconds(function, device, repeats)[0]
     events = []
     with torch.cuda.device(device):
+        flushed = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
         for _ in range(repeats):
-            _flush_buffer(device).zero_()
-            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            pair[0].record()
+            flushed.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
             function()
-            pair[1].record()
-            events.append(pair)
+            end.record()
+            events.append((start, end))
         torch.cuda.synchronize()
     return median(start.elapsed_time(end) for start, end in events) / 1e3
 
@@ -75,8 +65,7 @@ def gpu_work(
 ) -> tuple[int, float] | tuple[None, None]:
     """Return how many kernels, copies and fills a call launches, and their seconds.
 
-    The seconds are the sum of their durations on the GPU, by ``torch.profiler``. On a
-    CPU both are None.
+    Both are None on a CPU.
     """
     if not is_gpu(device):
         return None, None
@@ -98,13 +87,12 @@ def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
 def machine(device: str) -> dict[str, str]:
     """Return what the figures were measured on: hardware and versions."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [x.partition(": ")[2] for x in lines if x.startswith("model name")]
+    cpu = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     facts = dict(
         torch=torch.__version__,
         python=platform.python_version(),
         threads=str(torch.get_num_threads()),
-        cpu=names[0] if names else platform.processor() or platform.machine(),
+        cpu=cpu[1] if cpu else platform.processor() or platform.machine(),
     )
     if is_gpu(device):
         import triton

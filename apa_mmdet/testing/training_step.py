@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
@@ -12,7 +9,6 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .configs import remove_checkpoints
-from .memory import saved_bytes
 from .models import quiet_mmdet
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -46,7 +42,9 @@ class TrainingStep:
         backbone_only: bool = False,
         proposals: list | None = None,
     ) -> None:
-        self._device, self._amp = device, amp
+        self._autocast = torch.autocast(
+            torch.device(device).type, AMP_DTYPES.get(amp), enabled=amp is not None
+        )
         self._backbone_only = backbone_only
         torch.manual_seed(0)
         remove_checkpoints(cfg.model)
@@ -58,16 +56,13 @@ class TrainingStep:
                 if hasattr(module, "class_frequency"):
                     module.class_frequency.fill_(0.01)
             model.init_weights()
-        inputs = demo_mm_inputs(
-            batch,
-            [[3, *size]] * batch,
-            num_classes=40,
-            with_mask="mask_head" in {**cfg.model, **cfg.model.get("roi_head", {})},
-        )
+        masks = "mask_head" in {**cfg.model, **cfg.model.get("roi_head", {})}
+        shapes = [[3, *size]] * batch
+        inputs = demo_mm_inputs(batch, shapes, num_classes=40, with_mask=masks)
         model = model.to(device).train()
         if hasattr(model, "roi_head") and hasattr(model, "rpn_head"):
             _share_proposals(model.rpn_head, [] if proposals is None else proposals)
-        self.batch = model.data_preprocessor(inputs, True)
+        self._batch = model.data_preprocessor(inputs, True)
         self.model = model.backbone if backbone_only else model
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.SGD(parameters, lr=0.0)
@@ -75,23 +70,11 @@ class TrainingStep:
     def loss(self) -> Tensor:
         """Return the loss of one forward pass, which samples the same proposals."""
         torch.manual_seed(1)
-        with self._autocast():
+        with self._autocast:
             if self._backbone_only:
-                return sum(level.mean() for level in self.model(self.batch["inputs"]))
-            losses = self.model(**self.batch, mode="loss")
-        return sum(
-            term.mean()
-            for name, value in losses.items()
-            if "loss" in name
-            for term in (value if isinstance(value, list) else [value])
-        )
-
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(
-            torch.device(self._device).type,
-            dtype=AMP_DTYPES.get(self._amp),
-            enabled=self._amp is not None,
-        )
+                return sum(level.mean() for level in self.model(self._batch["inputs"]))
+            losses = self.model(**self._batch, mode="loss")
+        return self.model.parse_losses(losses)[0]
 
     def __call__(self) -> None:
         """Take a step."""
@@ -99,13 +82,9 @@ class TrainingStep:
         self.loss().backward()
         self._optimizer.step()
 
-    def saved_bytes(self) -> int:
-        """Return the bytes that autograd saves, without parameters and buffers."""
-        return saved_bytes(self.loss, self.model)
-
 
 def _share_proposals(rpn: nn.Module, shared: list) -> None:
-    own: Callable = rpn.loss_and_predict
+    own = rpn.loss_and_predict
 
     def loss_and_predict(*args, **kwargs):
         losses, proposals = own(*args, **kwargs)

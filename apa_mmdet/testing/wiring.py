@@ -25,17 +25,10 @@ def original_activations(
 
     The model then differs from the unconverted one only where a call goes to the wrong
     site or to none, or relied on its input being overwritten.
-
-    Args:
-        base: The unconverted detector.
-        model: The converted one.
-        report: Its report.
     """
-    activations = []
-    for site in report.sites:
-        activation = model.get_submodule(site.path)
+    activations = [model.get_submodule(site.path) for site in report.sites]
+    for site, activation in zip(report.sites, activations):
         activation.forward = _original(base, site, activation)
-        activations.append(activation)
     try:
         yield
     finally:
@@ -61,10 +54,6 @@ def _original(base: nn.Module, site: Site, activation: nn.Module) -> Callable:
 
 class UnlistedActivations(TorchFunctionMode):
     """Records fixed activations that run, yet are neither converted nor listed as left.
-
-    Args:
-        model: The converted model.
-        report: Its report.
 
     Attributes:
         calls: A sentence for each such call.

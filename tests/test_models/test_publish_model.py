@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
@@ -20,12 +19,8 @@ from apa_mmdet.models.published_checkpoints import (
 
 
 @pytest.fixture
-def tool(repo):
-    path = repo / "tools/model_converters/publish_model.py"
-    spec = spec_from_file_location("publish_model", path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("model_converters/publish_model.py")
 
 
 @pytest.fixture
@@ -213,15 +208,8 @@ def test_missing_weights(publish, small, tmp_path):
         publish(file, tmp_path / "out.pth", "--weights", "model_ema")
 
 
-@pytest.fixture
-def test_tool(repo):
-    spec = spec_from_file_location("test_tool", repo / "tools/test.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_testing_needs_a_detector(test_tool, small, classification_file, tmp_path):
+def test_testing_needs_a_detector(load_tool, small, classification_file, tmp_path):
+    test_tool = load_tool("test.py")
     path = tmp_path / "file.pth"
     saved({"state_dict": {f"backbone.{k}": v for k, v in small.items()}}, path)
     test_tool.require_detector(str(path))

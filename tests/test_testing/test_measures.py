@@ -69,8 +69,10 @@ def test_a_table_shows_missing_figures_as_dashes():
     ]
 
 
-def test_bar_charts(tmp_path):
-    panels = {"one": {"a": 1.0, "b": 2.0}, "two": {"a": 0.5}, "three": {"c": 3.0}}
+@pytest.mark.parametrize("ratios", [False, True])
+def test_bar_charts(tmp_path, ratios):
+    one = {"a": [1.0], "b": [2.0, 3.0]}
+    panels = {"one": one, "two": {"a": [0.5]}, "three": {"c": [3.0]}}
     path = tmp_path / "bars.png"
-    assert bar_charts(panels, path) == "bars.png"
+    assert bar_charts(panels, path, ratios=ratios) == "bars.png"
     assert path.read_bytes().startswith(b"\x89PNG")

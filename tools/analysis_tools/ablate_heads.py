@@ -20,20 +20,18 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from mmengine.config import Config
 
 import apa_mmdet
 from apa_mmdet.datasets import check_files
+from apa_mmdet.testing.benchmark import bar_charts, markdown_table, positive
 
 ROOT = Path(__file__).parents[2]
 HEADS = ("softmax", "sigmoid", "seesaw", "eqlv2", "gumbel", "apa", "apa_per_class")
 FIGURES = ("AP", "APr", "APc", "APf")
 # The settings of a box head that make its classifier; others stay the base config's.
 _CLASSIFIER = ("type", "prior", "loss_cls", "init_cfg", "cls_predictor_cfg")
+Runs = dict[str, dict[int, dict[str, float]]]  # by head and seed, the figures by name
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,22 +40,18 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--config",
-        default=str(ROOT / "configs/mini_lvis/mask_rcnn_r18_apa.py"),
-        help="base config with an APALoss and an LVIS metric (default: mini-LVIS)",
-    )
+    config = ROOT / "configs/mini_lvis/mask_rcnn_r18_apa.py"
+    config_help = "base config with an APALoss and an LVIS metric (default: mini-LVIS)"
+    add("--config", default=str(config), help=config_help)
     add("--heads", nargs="+", default=HEADS, choices=HEADS)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--epochs", type=int, help="of each run (default: the config's)")
+    add("--epochs", type=positive, help="of each run (default: the config's)")
     add("--data-root", help="folder of the data set (default: the config's)")
     add("--work-dir", default="work_dirs/ablate_heads")
     add("--out", help="JSON and PNG without suffix (default: WORK_DIR/table)")
     args = parser.parse_args()
     if not osp.isfile(args.config):
         parser.error(f"--config {args.config}: no such file")
-    if args.epochs is not None and args.epochs < 1:
-        parser.error(f"--epochs {args.epochs}: expected 1 or more")
     if len(set(args.seeds)) < len(args.seeds):
         parser.error(f"--seeds {args.seeds}: expected different ones")
     return args
@@ -68,9 +62,8 @@ def shorten(cfg: Config, epochs: int) -> None:
     before = cfg.train_cfg.max_epochs
     for scheduler in cfg.param_scheduler:
         if scheduler.get("by_epoch", True):
-            for key in ("begin", "end", "T_max"):
-                if key in scheduler:
-                    scheduler[key] = max(round(scheduler[key] * epochs / before), 0)
+            for key in {"begin", "end", "T_max"} & scheduler.keys():
+                scheduler[key] = round(scheduler[key] * epochs / before)
             if "milestones" in scheduler:
                 scheduler.milestones = [
                     max(round(at * epochs / before), 1) for at in scheduler.milestones
@@ -100,11 +93,7 @@ def head_config(base: Config, head: str, seed: int) -> Config:
 
 
 def call(tool: str, *arguments: str, log: Path) -> None:
-    """Run tools/train.py or tools/test.py with its output appended to a file.
-
-    Raises:
-        SystemExit: With the end of that output, if the tool fails.
-    """
+    """Run train.py or test.py, appending to a log, whose end is the error's text."""
     command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / tool), *arguments]
     with log.open("a") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
@@ -114,11 +103,7 @@ def call(tool: str, *arguments: str, log: Path) -> None:
 
 
 def run(cfg: Config, folder: Path) -> dict[str, float]:
-    """Train and test one head, or return the figures of an earlier call.
-
-    Raises:
-        SystemExit: If the folder holds a run with other settings, or a tool fails.
-    """
+    """Train and test one head, or return the figures of an earlier call."""
     folder.mkdir(parents=True, exist_ok=True)
     config, result = folder / "config.py", folder / "result.json"
     if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
@@ -133,10 +118,9 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
     work = folder / "train"  # not the folder: the runner writes its own config.py
     call("train.py", str(config), "--work-dir", str(work), "--resume", log=log)
     checkpoint = (work / "last_checkpoint").read_text().strip()
-    arguments = ("--work-dir", str(folder / "test"))
-    call("test.py", str(config), checkpoint, *arguments, log=log)
-    newest = max((folder / "test").glob("*/*.json"))
-    scalars = json.loads(newest.read_text())
+    work = folder / "test"
+    call("test.py", str(config), checkpoint, "--work-dir", str(work), log=log)
+    scalars = json.loads(max(work.glob("*/*.json")).read_text())
     figures = {
         f"{kind} {name}": 100 * scalars[f"lvis/{kind}_{name}"]
         for kind in ("bbox", "segm")
@@ -151,37 +135,36 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
 
 def spread(values: list[float]) -> str:
     """Return ``mean ± standard deviation``, or the only value."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{deviation}"
 
 
-def print_table(runs: dict[str, dict[int, dict[str, float]]]) -> None:
-    """Print one row per head: mean and spread over its seeds."""
+def figure_names(runs: Runs) -> list[str]:
+    """Return the names of the figures, those of masks first."""
     first = next(iter(next(iter(runs.values())).values()))
-    columns = sorted(first, key=lambda name: name.startswith("bbox"))  # masks first
-    print("| head | seeds | " + " | ".join(columns) + " |")
-    print("|---" * (len(columns) + 2) + "|")
-    for head, seeds in runs.items():
-        cells = [spread([run[name] for run in seeds.values()]) for name in columns]
-        print(f"| {head} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return sorted(first, key=lambda name: name.startswith("bbox"))
 
 
-def plot(runs: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
-    """Draw each run as a point and the mean of each head as a bar."""
-    first = next(iter(next(iter(runs.values())).values()))
-    kind = "segm" if "segm AP" in first else "bbox"
-    figure, axes = plt.subplots(1, len(FIGURES), figsize=(12, 3.2), sharey=False)
-    for axis, name in zip(axes, FIGURES):
-        for x, seeds in enumerate(runs.values()):
-            values = [run[f"{kind} {name}"] for run in seeds.values()]
-            axis.bar(x, mean(values), color="0.8")
-            axis.plot([x] * len(values), values, "k.", markersize=5)
-        axis.set_xticks(range(len(runs)), list(runs), rotation=60, ha="right")
-        axis.set_title(f"{'mask' if kind == 'segm' else 'box'} {name}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def summary(runs: Runs) -> str:
+    """Return a table with one row per head: mean and spread over its seeds."""
+    names = figure_names(runs)
+    rows = (
+        [head, str(len(seeds))]
+        + [spread([run[name] for run in seeds.values()]) for name in names]
+        for head, seeds in runs.items()
+    )
+    return markdown_table(["head", "seeds", *names], rows)
+
+
+def plot(runs: Runs, path: Path) -> str:
+    """Draw AP, APr, APc and APf, of masks if there are any; return what was written."""
+    panels = {
+        name.replace("segm", "mask").replace("bbox", "box"): {
+            head: [run[name] for run in seeds.values()] for head, seeds in runs.items()
+        }
+        for name in figure_names(runs)[: len(FIGURES)]
+    }
+    return bar_charts(panels, path, ratios=False)
 
 
 def main() -> None:
@@ -196,27 +179,21 @@ def main() -> None:
         check_files(base, ("train", "test"))
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from None
-    configs = {
-        (seed, head): head_config(base, head, seed)
-        for seed in args.seeds
-        for head in args.heads
-    }
     out = Path(args.out or osp.join(args.work_dir, "table"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, dict[int, dict[str, float]]] = {}
-    for (seed, head), cfg in configs.items():
-        figures = run(cfg, Path(args.work_dir) / f"{head}-{seed}")
-        runs.setdefault(head, {})[seed] = figures
-        print(f"{head}, seed {seed}: {figures}", flush=True)
-        results = dict(
-            config=osp.relpath(args.config, ROOT),
-            epochs=base.train_cfg.max_epochs,
-            runs=runs,
-        )
-        out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        plot(runs, out.with_suffix(".png"))
-    print_table(runs)
-    print(f"written: {out.with_suffix('.json')} and {out.with_suffix('.png')}")
+    path, runs = out.with_suffix(".json"), {}
+    config, epochs = osp.relpath(args.config, ROOT), base.train_cfg.max_epochs
+    for seed in args.seeds:
+        for head in args.heads:
+            cfg = head_config(base, head, seed)
+            figures = run(cfg, Path(args.work_dir) / f"{head}-{seed}")
+            runs.setdefault(head, {})[seed] = figures
+            print(f"{head}, seed {seed}: {figures}", flush=True)
+            results = dict(config=config, epochs=epochs, runs=runs)
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            image = plot(runs, out.with_suffix(".png"))
+    print(summary(runs))
+    print(f"written: {path} and {image}")
 
 
 if __name__ == "__main__":

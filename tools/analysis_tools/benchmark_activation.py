@@ -26,13 +26,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apa_mmdet.layers.activation import AGLU, APA
 from apa_mmdet.ops import use_implementation
-from apa_mmdet.testing.benchmark import bar_charts, benchmark_parser, table
+from apa_mmdet.testing.benchmark import bar_charts, benchmark_parser, positive, table
 from apa_mmdet.testing.memory import peak_bytes, saved_bytes
 from apa_mmdet.testing.timing import (
     device_seconds,
@@ -52,16 +53,10 @@ LOSSES: dict[str, tuple[int, dict]] = {
     "softmax": (CLASSES + 1, dict(type="CrossEntropyLoss")),
     "Seesaw": (CLASSES + 2, dict(type="SeesawLoss", num_classes=CLASSES)),
 }
+_APA_LOSS = dict(type="APALoss", num_classes=CLASSES, rare_threshold=0.0011)
 for learnable in (None, "shared", "class"):
-    LOSSES[f"APALoss, {learnable or 'fixed'}"] = (
-        CLASSES,
-        dict(
-            type="APALoss",
-            num_classes=CLASSES,
-            learnable=learnable,
-            rare_threshold=0.0011,
-        ),
-    )
+    cfg = dict(_APA_LOSS, learnable=learnable)
+    LOSSES[f"APALoss, {learnable or 'fixed'}"] = CLASSES, cfg
 _COLUMNS = {
     "fwd ms": "{forward_ms:.3f}",
     "f+b ms": "{both_ms:.3f}",
@@ -80,11 +75,7 @@ _LOSS_COLUMNS = {"f+b ms": "{both_ms:.2f}", "peak MiB": "{peak_mib:.0f}"}
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """Return the sizes that the command line gives as NxCxHxW or NxTxC.
-
-    Raises:
-        argparse.ArgumentTypeError: If they are anything else.
-    """
+    """Return the sizes that the command line gives as NxCxHxW or NxTxC."""
     sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split("x"))
     if len(sizes) not in (3, 4) or min(sizes) < 1:
         raise argparse.ArgumentTypeError(
@@ -101,15 +92,8 @@ def parse_args() -> argparse.Namespace:
     add("--dtypes", choices=dtypes, help="default: float32 bfloat16, on a GPU all")
     add("--shapes", type=shape, help="NxCxHxW or NxTxC, such as 8x64x128x128")
     add("--layouts", choices=LAYOUTS, help="default: contiguous, on a GPU both")
-    add("--rois", type=int, nargs=None, default=1024, help="of the losses")
+    add("--rois", type=positive, nargs=None, default=1024, help="of the losses")
     args = parser.parse_args()
-    for name in ("rounds", "rois"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: expected at least 1")
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {args.device}: {error}")
     gpu = is_gpu(args.device)
     args.dtypes = args.dtypes or dtypes[: 2 + gpu]
     args.layouts = args.layouts or list(LAYOUTS)[: 1 + gpu]
@@ -118,8 +102,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def contestants(x: Tensor) -> dict[str, tuple[nn.Module, str]]:
-    """Return activations for a tensor by name, each with its implementation."""
+def contestants(x: Tensor) -> dict[str, Callable]:
+    """Return by activation a function that measures its calls on a tensor.
+
+    The function takes the kind of call (``'inference'``, without gradients,
+    ``'forward'`` or ``'both'``), what measures it, and further arguments of that.
+    """
     channels = x.shape[-1 if x.dim() == 3 else 1]
     layers = {kind.__name__: kind() for kind in (nn.SiLU, nn.ReLU, nn.GELU)}
     layers["PReLU"] = nn.PReLU(dtype=x.dtype)
@@ -127,34 +115,29 @@ def contestants(x: Tensor) -> dict[str, tuple[nn.Module, str]]:
     layers["AGLU, fixed"] = AGLU(init=INIT, learnable=False)
     layers["AGLU, per channel"] = AGLU(channels, init=INIT)
     layers["APA"] = APA(init=INIT)
-    pairs = {name: (layer.to(x.device), "auto") for name, layer in layers.items()}
-    plain = {f"{name}, plain": (layers[name], "plain") for name in ("AGLU", "APA")}
-    return pairs | plain
+    layers |= {f"{name}, plain": layers[name] for name in ("AGLU", "APA")}
+    grad = torch.randn_like(x)
 
-
-class Calls:
-    """A layer's calls on one tensor, to be timed.
-
-    Args:
-        layer: An activation.
-        implementation: See :func:`apa_mmdet.ops.use_implementation`.
-        x: Its input.
-    """
-
-    def __init__(self, layer: nn.Module, implementation: str, x: Tensor) -> None:
-        self._forward, self._implementation = partial(layer, x), implementation
+    def contestant(name: str, layer: nn.Module) -> Callable:
+        forward = partial(layer.to(x.device), x)
         inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
-        grad = torch.randn_like(x)
-        self._both = lambda: torch.autograd.grad(layer(x), inputs, grad)
-        with use_implementation(implementation):
-            self.saved_bytes = saved_bytes(self._forward, layer)
+        functions = dict(
+            inference=forward,
+            forward=forward,
+            both=lambda: torch.autograd.grad(layer(x), inputs, grad),
+        )
+        implementation = "plain" if name.endswith("plain") else "auto"
 
-    def time(self, kind: str, timer: Callable, *args: object) -> float:
-        """Time ``'inference'`` (without gradients), ``'forward'`` or ``'both'``."""
-        function = self._both if kind == "both" else self._forward
-        with torch.set_grad_enabled(kind != "inference"):
-            with use_implementation(self._implementation):
-                return timer(function, *args)
+        def measured(kind: str, measure: Callable, *args: object) -> Any:
+            with torch.set_grad_enabled(kind != "inference"):
+                with use_implementation(implementation):
+                    return measure(functions[kind], *args)
+
+        return measured
+
+    return {
+        name: contestant(name, layer.to(x.device)) for name, layer in layers.items()
+    }
 
 
 def measure(
@@ -164,25 +147,26 @@ def measure(
     torch.manual_seed(0)
     x = torch.randn(sizes, device=args.device, dtype=getattr(torch, dtype))
     x = x.contiguous(memory_format=LAYOUTS[layout])
-    target = torch.empty_like(x)
-    copy = partial(target.copy_, x.clone())
+    copy = partial(torch.empty_like(x).copy_, x.clone())
     x.requires_grad_()
     # On a GPU enough for the host to run ahead of the device, if it can.
     repeats = 20 if is_gpu(args.device) else min(max(2, 16_000_000 // x.numel()), 200)
-    calls = {name: Calls(*pair, x) for name, pair in contestants(x).items()}
+    measured = contestants(x)
     copies: list[float] = []
-    times: dict = {(name, kind): [] for name in calls for kind in ("inference", "both")}
+    times: dict = {
+        (name, kind): [] for name in measured for kind in ("inference", "both")
+    }
     for number in range(args.rounds + 2):
         is_warm = number >= 2
         copies += [device_seconds(copy, args.device, repeats)] * is_warm
         for (name, kind), pairs in times.items():
             timing = kind, device_seconds, args.device
-            silu = calls["SiLU"].time(*timing, repeats)
+            silu = measured["SiLU"](*timing, repeats)
             # Plain torch takes up to a hundred times as long.
-            own = calls[name].time(*timing, 2 if "plain" in name else repeats)
+            own = measured[name](*timing, 2 if "plain" in name else repeats)
             pairs += [(own, silu)] * is_warm
     size = x.numel() * x.element_size()
-    for name, call in calls.items():
+    for name in measured:
         forward, forward_silu = zip(*times[name, "inference"])
         both, both_silu = zip(*times[name, "both"])
         yield dict(
@@ -190,7 +174,7 @@ def measure(
             shape=list(sizes),
             dtype=dtype,
             layout=layout,
-            saved_inputs=round(call.saved_bytes / size, 3),
+            saved_inputs=round(measured[name]("forward", saved_bytes) / size, 3),
             forward_ms=1e3 * median(forward),
             both_ms=1e3 * median(both),
             forward_to_silu=median_ratio(forward, forward_silu),
@@ -204,12 +188,11 @@ def measure_host(args: argparse.Namespace) -> Iterator[dict]:
     """Yield for each activation the host time of calls on a tiny tensor."""
     sizes = (2, 64, 8, 8) if is_gpu(args.device) else (1, 16)
     x = torch.randn(sizes, device=args.device, requires_grad=True)
-    for name, pair in contestants(x).items():
-        call = Calls(*pair, x)
+    for name, measured in contestants(x).items():
         row = dict(activation=name, shape=list(sizes))
         for kind in ("inference", "forward", "both"):
             timing = kind, wall_and_host_seconds, args.device, 100
-            times = [call.time(*timing)[1] for _ in range(args.rounds + 1)]
+            times = [measured(*timing)[1] for _ in range(args.rounds + 1)]
             row[f"{kind}_us"] = 1e6 * median(times[1:])  # the first warms up
         yield row
 
@@ -266,7 +249,7 @@ def main() -> None:
         print(f"\n{table(title, 'loss', _LOSS_COLUMNS, losses)}")
     panels = {
         f"{title}, forward+backward, SiLU = 1": {
-            row["activation"]: row["both_to_silu"] for row in rows
+            row["activation"]: [row["both_to_silu"]] for row in rows
         }
         for title, rows in maps.items()
     }

@@ -22,6 +22,7 @@ Writes benchmark_train_step.json and .png.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 from collections.abc import Iterator
@@ -31,9 +32,9 @@ from statistics import median
 from mmengine import Config
 
 import apa_mmdet  # noqa: F401  registers everything
-from apa_mmdet.testing.benchmark import bar_charts, benchmark_parser, table
+from apa_mmdet.testing.benchmark import bar_charts, benchmark_parser, positive, table
 from apa_mmdet.testing.configs import make_relu_twin, read_config
-from apa_mmdet.testing.memory import peak_bytes
+from apa_mmdet.testing.memory import peak_bytes, saved_bytes
 from apa_mmdet.testing.timing import (
     gpu_work,
     machine,
@@ -60,17 +61,15 @@ def parse_args() -> argparse.Namespace:
     parser = benchmark_parser(__doc__, rounds=7)
     add = parser.add_argument
     add("configs", nargs="+", metavar="CONFIG")
-    add("--batch", type=int, default=2, help="number of images")
-    add("--size", type=int, nargs=2, default=(320, 320), help="height and width")
+    add("--batch", type=positive, default=2, help="number of images")
+    size = dict(type=positive, nargs=2, default=[320, 320])
+    add("--size", help="height and width", **size)
     amp_help = "autocast to this type; mmcv's NMS and RoIAlign have no bf16"
     add("--amp", choices=AMP_DTYPES, help=amp_help)
     add("--backbone", action="store_true", help="train the backbones only")
     add("--relu-twin", action="store_true", help="compare each config with its twin")
     add("--name", default="benchmark_train_step", help="of the files written")
     args = parser.parse_args()
-    for name in ("batch", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: expected at least 1")
     for path in args.configs:
         try:
             read(path, args.device)
@@ -91,16 +90,14 @@ def read(path: str, device: str) -> Config:
 
 def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
     """Return a row of figures for each config, with ratios to the first."""
-    options = args.batch, args.size, args.device, args.amp, args.backbone
-    proposals = []
-    steps = [TrainingStep(cfg, *options, proposals) for cfg in cfgs.values()]
-    saved = [step.saved_bytes() for step in steps]
-    times = [[] for _ in steps]
+    options = args.batch, args.size, args.device, args.amp, args.backbone, []
+    steps = [TrainingStep(cfg, *options) for cfg in cfgs.values()]
+    saved = [saved_bytes(step.loss, step.model) for step in steps]
+    times: list[list] = [[] for _ in steps]
     for number in range(args.rounds + 2):
         for step, pairs in zip(steps, times):
             pair = wall_and_host_seconds(step, args.device)
-            if number >= 2:  # the first rounds warm up
-                pairs.append(pair)
+            pairs += [pair] * (number >= 2)  # the first rounds warm up
     rows = []
     for name, step, pairs, size in zip(cfgs, steps, times, saved):
         walls, hosts = zip(*pairs)
@@ -110,7 +107,7 @@ def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
             config=name,
             part="backbone" if args.backbone else "detector",
             ms=1e3 * median(walls),
-            time_ratio=median_ratio(walls, list(zip(*times[0]))[0]),
+            time_ratio=median_ratio(walls, [wall for wall, _ in times[0]]),
             host_ms=1e3 * median(hosts),
             gpu_busy_ms=busy and 1e3 * busy,
             gpu_launches=launches,
@@ -124,20 +121,16 @@ def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
 
 def measure(args: argparse.Namespace) -> Iterator[list[dict]]:
     """Measure the configs together, or each beside its twin; yield the rows so far."""
-
-    def title(path: str) -> str:
-        return f"{Path(path).resolve().parent.name}/{Path(path).stem}"
-
+    paths = {f"{Path(p).resolve().parent.name}/{Path(p).stem}": p for p in args.configs}
+    cfgs = {name: read(path, args.device) for name, path in paths.items()}
     if not args.relu_twin:
-        cfgs = {title(path): read(path, args.device) for path in args.configs}
         yield compare(cfgs, args)
         return
     rows = []
-    for path in args.configs:
-        twin = read(path, args.device)
+    for name, cfg in cfgs.items():
+        twin = copy.deepcopy(cfg)
         make_relu_twin(twin.model)
-        cfgs = {"ReLU twin": twin, title(path): read(path, args.device)}
-        twin_row, row = compare(cfgs, args)
+        twin_row, row = compare({"ReLU twin": twin, name: cfg}, args)
         rows.append(dict(row, twin=twin_row))
         yield rows
         gc.collect()  # detectors are part of reference cycles
@@ -147,11 +140,11 @@ def main() -> None:
     """Measure, write and print."""
     args = parse_args()
     facts = machine(args.device)
-    about = dict(machine=facts, batch=args.batch, size=list(args.size))
-    about.update(rounds=args.rounds, amp=args.amp)
+    about = {name: getattr(args, name) for name in ("batch", "size", "rounds", "amp")}
     path = args.out / f"{args.name}.json"
     for rows in measure(args):  # written even if a later config fails
-        path.write_text(json.dumps(dict(about, rows=rows), indent=1) + "\n")
+        results = dict(machine=facts, **about, rows=rows)
+        path.write_text(json.dumps(results, indent=1) + "\n")
     base = "each config's twin" if args.relu_twin else "the first config"
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(
@@ -162,7 +155,7 @@ def main() -> None:
     print(table("config", "config", _COLUMNS, shown))
     titles = {"time_ratio": "time of a step", "saved_ratio": "saved for backward"}
     panels = {
-        f"{title}, {base} = 1": {row["config"]: row[key] for row in rows}
+        f"{title}, {base} = 1": {row["config"]: [row[key]] for row in rows}
         for key, title in titles.items()
     }
     print(f"written: {path} and {bar_charts(panels, path.with_suffix('.png'))}")

@@ -45,7 +45,6 @@ def parse_args() -> argparse.Namespace:
     add("configs", nargs="*", help=configs_help)
     kappas_help = "starting values of kappa to try for ReLUs besides init='auto'"
     add("--kappas", nargs="*", type=float, default=KAPPAS, help=kappas_help)
-    add("--types", nargs="+", help="activation types to convert")
     add("--size", type=int, default=256, help="image size in pixels")
     add("--seed", type=int, default=0, help="of weights and images")
     gamma_help = "weight of norms that start at zero; differences depend on it"
@@ -57,13 +56,9 @@ def parse_args() -> argparse.Namespace:
 
 def row(closeness: Closeness) -> list[str]:
     """Return a row of a detector's table."""
-    values = (
-        max(closeness.single.values()),
-        max(closeness.double.values()),
-        *closeness.largest().values(),
-        closeness.d_lam,
-        closeness.d_kappa,
-    )
+    worst = (max(each.values()) for each in (closeness.single, closeness.double))
+    learnable = closeness.d_lam, closeness.d_kappa
+    values = (*worst, *closeness.largest().values(), *learnable)
     return [closeness.start, *(f"{value:.2g}" for value in values)]
 
 
@@ -81,7 +76,7 @@ def main() -> None:
             raise SystemExit(f"error: {error}") from None
         remove_checkpoints(model)
         reference = Reference(model, args.size, args.seed, args.gamma)
-        results, report = reference.compare_starts(args.kappas, args.types)
+        results, report = reference.compare_starts(args.kappas)
         kinds = Counter(map(kind_of, report.sites)).most_common()
         counts = ", ".join(f"{number} {kind}" for kind, number in kinds)
         rounding = max(reference.rounding.values())

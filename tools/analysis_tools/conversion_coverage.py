@@ -18,12 +18,13 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+from apa_mmdet.testing.benchmark import markdown_table
 from apa_mmdet.testing.coverage import Coverage, check_family
 from apa_mmdet.testing.families import CONFIGS, LEFT_OUT
 
 _REPO = Path(__file__).parents[2]
 _HEADER = ("Config", "Sites", "Added", "Frozen", "Left", "Loss", "Result")
-_INTRODUCTION = """# Coverage
+_PAGE = """# Coverage
 
 One config of each detector family in MMDetection, converted by `APADetector` with its
 default options. Written by `python tools/analysis_tools/conversion_coverage.py` with
@@ -42,6 +43,16 @@ trained for one step on a CPU, with two made-up images, from random weights.
 
 In every config the keys, shapes and order of the unconverted detector's weights are
 unchanged, and the same ones train; all new keys end in `lambda_param` or `kappa_param`.
+
+{table}
+
+Left:
+
+{left}
+
+Not in the table, because they need a download or another package:
+
+{left_out}
 """
 
 
@@ -58,9 +69,7 @@ def line(row: Coverage) -> str:
 def cells(row: Coverage, letters: dict[str, str]) -> list[str]:
     """Return a row of the table; its first five cells are the same on any machine.
 
-    Args:
-        row: The figures of a config.
-        letters: The letter of each reason to leave an activation; gets new reasons.
+    ``letters`` has the letter of each reason to leave an activation, and gets new ones.
     """
     if row.report is None:
         return [row.name, "", "", "", "", "", "failed"]
@@ -84,37 +93,35 @@ def cells(row: Coverage, letters: dict[str, str]) -> list[str]:
 def page(rows: list[Coverage]) -> str:
     """Return the page in Markdown."""
     letters: dict[str, str] = {}
-    body = [f"| {' | '.join(cells(row, letters))} |" for row in rows]
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("mmdet", "mmcv", "mmengine", "torch")
+    stack = ("mmdet", "mmcv", "mmengine", "torch")
+    versions = ", ".join(f"{name} {version(name)}" for name in stack)
+    return _PAGE.format(
+        versions=f"Python {platform.python_version()}, {versions}",
+        configs=len(rows),
+        trained=sum(row.losses is not None and not row.failures for row in rows),
+        minutes=math.ceil(sum(row.seconds for row in rows) / 60),
+        table=markdown_table(_HEADER, [cells(row, letters) for row in rows]),
+        left="\n".join(f"- {letter}: {reason}" for reason, letter in letters.items()),
+        left_out="\n".join(f"- {names}: {why}" for names, why in LEFT_OUT.items()),
     )
-    trained = sum(row.losses is not None and not row.failures for row in rows)
-    lines = [
-        _INTRODUCTION.format(
-            versions=f"Python {platform.python_version()}, {versions}",
-            configs=len(rows),
-            trained=trained,
-            minutes=math.ceil(sum(row.seconds for row in rows) / 60),
-        ),
-        f"| {' | '.join(_HEADER)} |",
-        f"|{' --- |' * len(_HEADER)}",
-        *body,
-        "",
-        "Left:",
-        "",
-        *(f"- {letter}: {reason}" for reason, letter in letters.items()),
-        "",
-        "Not in the table, because they need a download or another package:",
-        "",
-        *(f"- {names}: {reason}" for names, reason in LEFT_OUT.items()),
-    ]
-    return "\n".join(lines) + "\n"
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    configs_help = "check only configs whose name contains one of these"
+    out_help = "page to write; docs/coverage.md if all configs are checked"
+    parser.add_argument("--configs", nargs="+", metavar="NAME", help=configs_help)
+    parser.add_argument("--out", type=Path, help=out_help)
+    return parser.parse_args()
 
 
 def main() -> int:
     """Check the configs and write the table; return 1 if one failed."""
     args = parse_args()
-    for text in args.configs:
+    for text in args.configs or ():
         if not any(text in name for name in CONFIGS):
             raise SystemExit(
                 f"--configs {text}: no config of apa_mmdet.testing.families contains it"
@@ -130,23 +137,11 @@ def main() -> int:
         f"{len(rows)} configs, {failed} failed, {sum(r.seconds for r in rows):.0f} s "
         f"of CPU time, {peak:.1f} GiB at most"
     )
-    out = args.out or (_REPO / "docs" / "coverage.md" if not args.configs else None)
+    out = args.out or (None if args.configs else _REPO / "docs/coverage.md")
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(page(rows), encoding="utf-8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(rows), encoding="utf-8")
     return int(failed > 0)
-
-
-def parse_args() -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    configs_help = "check only configs whose name contains one of these"
-    add("--configs", nargs="+", metavar="NAME", default=[], help=configs_help)
-    add("--out", help="page to write; docs/coverage.md if all configs are checked")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -48,18 +48,18 @@ Measured by the authors with their own code,
 
 ## Classification heads on mini-LVIS
 
-`{heads_config}` trained for {epochs} epochs with each head,
+`{heads[config]}` trained for {heads[epochs]} epochs with each head,
 everything else unchanged; mean and standard deviation over {seeds} seeds
-(`python tools/analysis_tools/ablate_heads.py --epochs {epochs}`,
+(`python tools/analysis_tools/ablate_heads.py --epochs {heads[epochs]}`,
 [every run](benchmarks/ablate_heads.json), [plot](benchmarks/ablate_heads.png)):
 
-{heads}
+{heads_table}
 
 ## Cost of a training step
 
 Bytes that autograd saves for backward and time of a step, relative to the same config
 with fixed activations (ReLU, GELU or SiLU) and plain SE; {batch} images of {height} ×
-{width}, {threads} CPU threads, medians of {rounds} rounds
+{width}, {zoo[machine][threads]} CPU threads, medians of {zoo[rounds]} rounds
 ([figures](benchmarks/zoo.json)).
 CARAFE has no CPU kernel and was replaced by a deconvolution in both.
 [Performance](performance.md) explains where the bytes go.
@@ -92,30 +92,30 @@ def link(model: dict) -> str:
 
 def published_tables(models: list[dict]) -> str:
     """Return one table for each data set that figures are published for."""
-    figures: dict[str, dict[str, dict]] = {}
-    by_name = {model["Name"]: model for model in models}
+    datasets: dict[str, list[tuple[dict, dict]]] = {}
     for model in models:
+        figures: dict[str, dict] = {}
         for result in model.get("Results", ()):
-            rows = figures.setdefault(result["Dataset"], {})
-            rows.setdefault(model["Name"], {}).update(result["Metrics"])
+            figures.setdefault(result["Dataset"], {}).update(result["Metrics"])
+        for dataset, metrics in figures.items():
+            datasets.setdefault(dataset, []).append((model, metrics))
     blocks = []
-    for dataset, rows in figures.items():
-        metrics = list(dict.fromkeys(name for row in rows.values() for name in row))
+    for dataset, rows in datasets.items():
+        names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
         cells = (
-            [link(by_name[name]), by_name[name]["Metadata"]["Epochs"]]
-            + [row.get(metric, "–") for metric in metrics]
-            for name, row in rows.items()
+            [link(model), model["Metadata"]["Epochs"]]
+            + [metrics.get(name, "–") for name in names]
+            for model, metrics in rows
         )
-        header = ["config", "epochs", *metrics]
-        blocks.append(f"**{dataset}**\n\n{table(header, cells)}")
+        blocks.append(f"**{dataset}**\n\n{table(['config', 'epochs', *names], cells)}")
     return "\n\n".join(blocks)
 
 
 def unpublished_table(models: list[dict]) -> str:
     """Return the configs that nobody has published figures for."""
+    keys = ("Summary", "Epochs", "Initial Weights")
     rows = (
-        [link(model), *(model["Metadata"][key] for key in ("Summary", "Epochs"))]
-        + [model["Metadata"]["Initial Weights"]]
+        [link(model), *(model["Metadata"][key] for key in keys)]
         for model in models
         if not model.get("Results")
     )
@@ -124,10 +124,10 @@ def unpublished_table(models: list[dict]) -> str:
 
 def heads_table(runs: dict[str, dict[str, dict[str, float]]]) -> str:
     """Return mean and standard deviation over the seeds, for each head."""
-    keys = [f"segm {name}" for name in ("AP", "APr", "APc", "APf")] + ["bbox AP"]
+    keys = ("segm AP", "segm APr", "segm APc", "segm APf", "bbox AP")
     rows = []
     for head, seeds in runs.items():
-        columns = [[figures[key] for figures in seeds.values()] for key in keys]
+        columns = ([figures[key] for figures in seeds.values()] for key in keys)
         cells = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in columns]
         rows.append([HEADS[head], *cells])
     return table(["head", "mask AP", "APr", "APc", "APf", "box AP"], rows)
@@ -137,10 +137,9 @@ def costs_table(models: list[dict], rows: list[dict]) -> str:
     """Return each config's cost relative to its twin with fixed activations."""
     measured = {row["config"]: row for row in rows if "twin" in row}
     cells = (
-        [f"`{name}`"]
-        + [f"{measured[name][key]:.2f}" for key in ("saved_ratio", "time_ratio")]
-        for name in (model["Name"] for model in models)
-        if name in measured
+        [f"`{row['config']}`", f"{row['saved_ratio']:.2f}", f"{row['time_ratio']:.2f}"]
+        for row in (measured.get(model["Name"]) for model in models)
+        if row is not None
     )
     return table(["config", "bytes saved for backward", "time"], cells)
 
@@ -155,16 +154,14 @@ def make_page() -> str:
     return PAGE.format(
         published=published_tables(models),
         unpublished=unpublished_table(models),
-        heads=heads_table(heads["runs"]),
-        heads_config=heads["config"],
-        epochs=heads["epochs"],
+        heads=heads,
+        heads_table=heads_table(heads["runs"]),
         seeds=len(next(iter(heads["runs"].values()))),
-        costs=costs_table(models, zoo["rows"]),
-        rounds=zoo["rounds"],
-        threads=zoo["machine"]["threads"],
+        zoo=zoo,
         batch=zoo["batch"],
         height=zoo["size"][0],
         width=zoo["size"][1],
+        costs=costs_table(models, zoo["rows"]),
     )
 
 

@@ -16,18 +16,14 @@ from apa_mmdet.testing.models import quiet_mmdet
 def parse_args() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "config",
-        help="a config file, or one of MMDetection's as mmdet::rtmdet/NAME.py; if it "
-        "is not converted, what type='APADetector' would do is shown",
+    config_help = (
+        "a config file, or one of MMDetection's as mmdet::rtmdet/NAME.py; if it is not "
+        "converted, what type='APADetector' would do is shown"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        help="settings to override, such as model.parts='[backbone]' model.init=silu",
-    )
+    parser.add_argument("config", help=config_help)
+    options = dict(nargs="+", action=DictAction, default={})
+    options_help = "settings to override, such as model.parts='[backbone]'"
+    parser.add_argument("--cfg-options", help=options_help, **options)
     return parser.parse_args()
 
 

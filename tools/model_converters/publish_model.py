@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import io
-import os
 import os.path as osp
-import re
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
@@ -36,23 +36,18 @@ def parse_args() -> argparse.Namespace:
         "arguments and a classifier's head are dropped; of a detector's meta data the "
         "class names are kept.",
     )
-    parser.add_argument("input", help="checkpoint of the authors or of this package")
-    parser.add_argument(
-        "output", help="file to write; NAME.pth becomes NAME-<8 digits of sha256>.pth"
-    )
-    parser.add_argument(
-        "--to",
-        choices=["apa_mmdet", "published"],
-        default="apa_mmdet",
-        help="whose names to write (default: %(default)s)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", help="checkpoint of the authors or of this package")
+    add("output", help="file to write; NAME.pth becomes NAME-<8 digits of sha256>.pth")
+    to_help = "whose names to write (default: %(default)s)"
+    add("--to", choices=["apa_mmdet", "published"], default="apa_mmdet", help=to_help)
+    add(
         "--weights",
         choices=["model", "model_ema"],
         help="which weights of a classification file to convert (default: model, which "
         "the authors' programs evaluate and initialise detectors from)",
     )
-    parser.add_argument(
+    add(
         "--check",
         action="store_true",
         help="before writing, build the backbone that the file describes, once with "
@@ -64,45 +59,39 @@ def parse_args() -> argparse.Namespace:
 
 
 def output_stem(output: str) -> str:
-    """Return the output's absolute path without ``.pth``, if it can be written.
-
-    Raises:
-        SystemExit: If the folder does not exist, or an output of that name does.
-    """
+    """Return the output's absolute path without ``.pth``, if it can be written."""
     folder, name = osp.split(osp.abspath(output))
     if not osp.isdir(folder):
         raise SystemExit(f"output {output}: no folder {folder}; create it first")
-    stem = name.removesuffix(".pth")
-    if not stem or osp.isdir(output):
+    stem = osp.join(folder, name.removesuffix(".pth"))
+    if name in ("", ".pth") or osp.isdir(output):
         raise SystemExit(f"output {output}: expected the name of a file, as NAME.pth")
-    taken = re.compile(re.escape(stem) + r"-[0-9a-f]{8}\.pth")
-    for other in sorted(os.listdir(folder)):
-        if taken.fullmatch(other):
-            raise SystemExit(
-                f"output {output}: {osp.join(folder, other)} already exists; remove "
-                f"it or choose another name"
-            )
-    return osp.join(folder, stem)
+    taken = sorted(glob.glob(f"{glob.escape(stem)}-{8 * '[0-9a-f]'}.pth"))
+    if taken:
+        raise SystemExit(
+            f"output {output}: {taken[0]} already exists; remove it or choose another "
+            f"name"
+        )
+    return stem
 
 
 def read(path: str) -> object:
-    """Return the content of the input, after verifying its checksums.
-
-    Raises:
-        SystemExit: If it does not exist, is damaged, or is refused.
-    """
+    """Return the content of the input, after verifying its checksums."""
+    if not osp.isfile(path):
+        raise SystemExit(f"input {path}: no such file")
+    damaged = None
     try:
         checkpoint = read_checkpoint(path)
         if zipfile.is_zipfile(path):  # torch itself does not compare checksums
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
-            if damaged:
-                raise RuntimeError(
-                    f"{path} is damaged: {damaged} does not match its checksum; "
-                    f"download it again"
-                )
     except Exception as error:
         raise SystemExit(f"error: {error}") from None
+    if damaged:
+        raise SystemExit(
+            f"error: {path} is damaged: {damaged} does not match its checksum; "
+            f"download it again"
+        )
     return checkpoint
 
 
@@ -110,11 +99,6 @@ def check(
     before: Mapping[str, Tensor], classification: bool, after: Mapping[str, Tensor]
 ) -> str:
     """Compare a backbone with the input's weights to one with the output's.
-
-    Args:
-        before: The input's weights.
-        classification: Whether they are a classifier's.
-        after: The weights to be written.
 
     Returns:
         A sentence that says what was compared.
@@ -159,8 +143,6 @@ def check(
 def main() -> None:
     """Read, convert, check, write."""
     args = parse_args()
-    if not osp.isfile(args.input):
-        raise SystemExit(f"input {args.input}: no such file")
     stem = output_stem(args.output)
     checkpoint = read(args.input)
     try:
@@ -183,9 +165,9 @@ def main() -> None:
     torch.save(content, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     path = f"{stem}-{digest[:8]}.pth"
-    with open(f"{path}.part", "wb") as file:
-        file.write(buffer.getbuffer())
-    os.replace(f"{path}.part", path)
+    unfinished = Path(f"{path}.part")
+    unfinished.write_bytes(buffer.getbuffer())
+    unfinished.replace(path)
     print(f"{len(result)} tensors written: {path}")
 
 

@@ -1,6 +1,5 @@
-// The cross-entropy on a CPU, in one pass over the logits each way.
-// The closed forms are those of apa_mmdet/ops/formula.py, the arithmetic that of
-// apa_mmdet/ops/triton_cross_entropy.py.
+// The cross-entropy on a CPU: one pass over the logits forward, one backward.
+// The closed forms are those of apa_mmdet/ops/formula.py.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -67,16 +66,16 @@ INLINE uint32_t mix(uint32_t bits) {
   return bits ^ (bits >> 16);
 }
 
-// Of one element, whichever class is its label's.
+// An element's logit and the coefficients of its class.
 struct Element {
   float z, lam, inv_lam, log_lam, kappa;
 };
 
-// What all terms of an element are made of.
+// Intermediate values of an element, in the notation of formula.py.
 struct Parts {
   float u, v, n, d0, scaled, y, log1p_w, a, x, rest;
   bool is_far, is_near;
-  // 0, but what is not a number stays so, which comparisons hide.
+  // Returns 0, or a NaN that comparisons have hidden.
   INLINE float nothing() const { return (u + scaled) * 0.0f; }
 };
 
@@ -124,8 +123,8 @@ INLINE float other_loss(const Element& e) {
   return loss + p.nothing();
 }
 
-// r and m of an element whose loss has the derivatives kappa * r, z * r and m, both
-// times `sign`: -1 for the label's, the odds of the label for another.
+// Computes r and m: the loss's derivatives by z, kappa and lam are kappa * r, z * r, m.
+// `sign` is -1 for the label's class, and the odds APA / (1 - APA) for the others.
 INLINE void slopes(const Element& e, const Parts& p, float sign, float* r, float* m) {
   const float d = p.d0 + p.scaled, rate = p.n / d, q = p.n / (p.d0 + d);
   const float near = q * (2.0f / (1.0f + p.y) + p.y * atanh_tail(p.y)) * (sign * q);
@@ -170,7 +169,8 @@ void other_gradients(const float* z, const Coefficients k, const float* factor,
   }
 }
 
-// Rows are worked on in groups of a fixed number, so that sums do not depend on threads.
+// Rows are processed in groups of fixed size, so that sums do not depend on the number
+// of threads.
 constexpr int64_t kRows = 32;
 
 class Rows {
@@ -210,7 +210,7 @@ class Rows {
   int64_t label(int64_t n) const {
     return labels_[n] >= 0 && labels_[n] < classes_ ? labels_[n] : -1;
   }
-  // What a row's losses are multiplied by.
+  // Writes the factors of a row's losses.
   void factors(int64_t n, float* to) const {
     const float* weight = nullptr;
     int64_t step = 0;
@@ -235,7 +235,7 @@ class Rows {
     }
     if (named >= 0 && rare_[named]) to[named] = kept;
   }
-  // Where the label's loss goes on along its tangent, as a value of kappa * z.
+  // Returns the kappa * z below which the label's loss continues along its tangent.
   float bound(float lam) const {
     const float left = 1.0f / a_.max_slope - lam;
     return std::isfinite(a_.max_slope) && left > 0 ? std::log(left) : -INFINITY;

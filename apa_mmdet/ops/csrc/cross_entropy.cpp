@@ -1,6 +1,5 @@
 // The operators apa_mmdet::cross_entropy and ::cross_entropy_backward: their schemas and
-// autograd. What they compute is in the files for each device; apa_mmdet/ops/
-// cross_entropy.py checks shapes.
+// autograd. Shapes are checked in apa_mmdet/ops/cross_entropy.py.
 
 #include "cross_entropy.h"
 
@@ -30,7 +29,7 @@ LossArguments pack(const Tensor& logits, const Tensor& labels, const Tensor& lam
   const auto type = logits.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
                    "logits must be float32, bfloat16 or float16 (apa_mmdet.ops also "
-                   "takes float64), got ", type);
+                   "takes float64); convert them with logits.float()");
   const auto small = [](const Tensor& t) {
     return (t.scalar_type() == at::kDouble ? t.to(at::kFloat) : t).contiguous();
   };
@@ -94,7 +93,7 @@ c10::TypedOperatorHandle<Schema> find(const char* name) {
 
 Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
 
-// The logits and the small tensors are kept for backward, nothing of (N, C) besides.
+// Saves its inputs for backward, and nothing else of shape (N, C).
 struct Loss : torch::autograd::Function<Loss> {
   static Tensor forward(AutogradContext* context, const Tensor& logits,
                         const Tensor& labels, const Tensor& lam, const Tensor& kappa,

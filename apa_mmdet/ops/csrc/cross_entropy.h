@@ -1,4 +1,4 @@
-// What cross_entropy.cpp hands to the implementation for a device.
+// The interface between cross_entropy.cpp and the implementations for each device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,22 +8,22 @@
 
 namespace apa {
 
-// Everything arrives checked: logits (N, C) and contiguous; labels (N,), int64 and
-// contiguous; lam and kappa (1,) or (C,), contiguous, float32 or narrower as the logits.
+// All arguments are checked: logits (N, C), labels (N,) of int64, lam and kappa (1,) or
+// (C,), all contiguous and, except the labels, float32, bfloat16 or float16.
 struct LossArguments {
   at::Tensor logits, labels, lam, kappa;
-  at::Tensor weight;      // strides for (N, C); undefined for 1
+  at::Tensor weight;      // expanded to (N, C); undefined if all are 1
   at::Tensor rare, seed;  // bool (C,), int64 (1,); undefined to drop nothing
   double max_slope;       // infinite for none
 };
 using LossGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// The losses (N, C) or, `summed`, their sum (); both in float32.
+// Returns the losses (N, C) or, if `summed`, their sum as a scalar, in float32.
 at::Tensor cross_entropy_cpu(const LossArguments&, bool summed);
 at::Tensor cross_entropy_gpu(const LossArguments&, bool summed);
 
-// The gradients of logits, lam and kappa, undefined where not needed; those of lam and
-// kappa in float32. `grad` has strides for (N, C).
+// Returns the gradients of logits, lam and kappa, undefined if not needed; those of lam
+// and kappa in float32. `grad` is expanded to (N, C).
 LossGradients cross_entropy_backward_cpu(const LossArguments&, const at::Tensor& grad,
                                          std::array<bool, 3> needs);
 LossGradients cross_entropy_backward_gpu(const LossArguments&, const at::Tensor& grad,

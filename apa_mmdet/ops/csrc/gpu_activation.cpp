@@ -1,5 +1,5 @@
-// The activations on a GPU: how a tensor is cut into tiles, and what is launched.
-// The kernels are those of apa_mmdet/ops/triton_activation.py.
+// The activations on a GPU: divides tensors into tiles and launches the kernels of
+// apa_mmdet/ops/triton_activation.py.
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
@@ -13,7 +13,7 @@
 namespace apa {
 namespace {
 
-// Arguments and constants in each kernel's own order.
+// Each kernel's arguments and constants, in the order of its Python signature.
 namespace forward {
 enum { x, residual, out, lam, kappa, weight, bias, mean, var, gate, r_weight, r_bias,
        r_mean, r_var, eps, r_eps, slope, bound, channels, inner, steps, rows };
@@ -58,7 +58,7 @@ constexpr int kWarps = 4;
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_of(int64_t power) { return 63 - __builtin_clzll(power); }
 
-// Whether neighbours in memory are those of the axis, as in NHWC.
+// Whether the axis is the innermost in memory, as the channels are in NHWC.
 bool is_side_by_side(const Tensor& x, int64_t axis) {
   int64_t expected = x.size(axis);
   if (expected != 1 && x.stride(axis) != 1) return false;
@@ -70,7 +70,7 @@ bool is_side_by_side(const Tensor& x, int64_t axis) {
   return true;
 }
 
-// Strides count only where there is more than one element.
+// Strides of axes of length one do not matter.
 bool has_layout_of(const Tensor& tensor, const Tensor& x) {
   for (int64_t i = 0; i < x.dim(); ++i)
     if (x.size(i) > 1 && tensor.stride(i) != x.stride(i)) return false;
@@ -82,13 +82,13 @@ bool is_aligned(const Tensor& tensor) {
          reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
-// A parameter as the kernels read it.
+// A parameter in a form that the kernels can read.
 Tensor packed(const Tensor& small) {
   if (!small.defined()) return small;
   return (small.scalar_type() == at::kDouble ? small.to(at::kFloat) : small).contiguous();
 }
 
-// The smallest block that wastes at most a fifth, or else the one that wastes least.
+// The largest block that wastes at most a fifth, or else the one that wastes least.
 int64_t choose_block(int64_t size, std::initializer_list<int64_t> blocks) {
   int64_t best = 0, best_padded = 0;
   for (int64_t block : blocks) {  // the largest first
@@ -99,12 +99,12 @@ int64_t choose_block(int64_t size, std::initializer_list<int64_t> blocks) {
   return best;
 }
 
-// How a tensor is cut into tiles.
+// How a tensor is divided into tiles.
 struct Plan {
-  Tensor x;  // the input without holes
+  Tensor x;  // dense
   bool flat = false, pixels = false;
   int64_t batch = 1, channels = 1, inner, block_c = 1, block_i = kTile;
-  int64_t tiles, steps, rows;  // tiles along inner; a program's; programs along inner
+  int64_t tiles, steps, rows;  // tiles along inner, tiles a program, programs
 
   Plan(const Arguments& a, bool is_backward) {
     x = a.x;
@@ -119,8 +119,8 @@ struct Plan {
     }
     tiles = divide_up(inner, block_i);
     const int64_t all = batch * divide_up(channels, block_c) * tiles;
-    // Many programs fill a GPU evenly; few share what each of them must prepare, and
-    // leave few sums, above all where each program has those of many channels.
+    // Many programs use a GPU evenly. Few spend less on preparation and write fewer sums,
+    // which matters most if each writes those of many channels.
     steps = std::clamp<int64_t>(all / gpu_programs(), 1, 16);
     if (is_backward) {
       const int64_t most = pixels ? gpu_programs() / 2 : gpu_programs() * 2;
@@ -131,6 +131,7 @@ struct Plan {
     if (rows) steps = divide_up(tiles, rows);
   }
 
+  // Returns whether the channels are the innermost axis.
   bool cut_by_channel(const Arguments& a) {
     const int64_t axis = a.axis;
     if (!x.is_contiguous() && !is_side_by_side(x, axis)) {
@@ -158,7 +159,7 @@ struct Plan {
 
   int64_t programs() const { return batch * divide_up(channels, block_c) * rows; }
 
-  // A tensor of the shape of x in its dtype and layout; itself if it has them.
+  // Returns a tensor in the dtype and layout of x, copied only if it differs.
   Tensor matched(const Tensor& tensor) const {
     if (!tensor.defined()) return tensor;
     if (tensor.scalar_type() == x.scalar_type() && has_layout_of(tensor, x))
@@ -172,7 +173,7 @@ struct Plan {
   }
 };
 
-// A result in the layout that belongs to its input, and in its dtype.
+// Returns a result in the dtype of its input and the layout of at::empty_like(input).
 Tensor as_like(const Tensor& result, const Tensor& input) {
   if (!result.defined()) return result;
   const bool same = result.scalar_type() == input.scalar_type();
@@ -181,7 +182,7 @@ Tensor as_like(const Tensor& result, const Tensor& input) {
   return same && has_layout_of(out, result) ? result : out.copy_(result);
 }
 
-// The parameters that both kernels read, from the argument `lam` on.
+// The arguments that both kernels have from `lam` on.
 struct Parameters {
   Tensor lam, kappa, weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var;
   double eps, r_eps;
@@ -211,7 +212,7 @@ struct Parameters {
   }
 };
 
-// The constants that gpu_variants.py calls FLAGS.
+// The constants packed as in gpu_variants.py.
 int flags(const Arguments& a, const Plan& plan, bool sum_residual) {
   const bool is_half = plan.x.scalar_type() != at::kFloat;
   return (a.kind == Kind::kApa) | is_half << 1 | plan.flat << 2 | plan.pixels << 3 |
@@ -281,13 +282,13 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
       launch.tensor(backward::sums, sums);
       parameters.set(launch, a, plan, aligned, backward::lam);
       launch.wide(backward::sums_stride, stride);
-      launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1, a.kappa.size(0) > 1, sum_params,
-                        sum_norm, log2_of(plan.block_c), log2_of(plan.block_i),
-                        kWarps});
+      launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1,
+                        a.kappa.size(0) > 1, sum_params, sum_norm,
+                        log2_of(plan.block_c), log2_of(plan.block_i), kWarps});
       launch.run(plan.programs());
     }
     if (num_sums) {
-      // A gradient in float64 is written in float32 first.
+      // The kernel writes float32 in place of float64.
       const auto narrow = [](const Tensor& tensor) {
         return tensor.defined() && tensor.scalar_type() == at::kDouble
                    ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat))

@@ -1,4 +1,4 @@
-// The cross-entropy on a GPU. The kernels are those of
+// The cross-entropy on a GPU: launches the kernels of
 // apa_mmdet/ops/triton_cross_entropy.py.
 
 #include <ATen/ATen.h>
@@ -55,7 +55,7 @@ struct Plan {
   int64_t programs() const { return blocks * columns; }
 };
 
-// Sets the arguments that both kernels have, which are in the same order in both.
+// Sets the arguments that both kernels have, in the same order.
 void set(Launch& launch, const LossArguments& a, const Plan& plan, int first,
          int first_number, int max_slope) {
   int at = first;

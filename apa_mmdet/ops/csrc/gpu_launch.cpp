@@ -12,7 +12,7 @@
 namespace apa {
 namespace {
 
-// How each type of argument is written in a Triton signature.
+// Argument types as Triton writes them in a signature.
 const char* const kTypes[] = {"",     "*fp32", "*bf16", "*fp16", "*i64", "*i1",
                               "fp32", "i32",   "i64"};
 enum Type { kAbsent, kFloat, kBFloat16, kHalf, kLong, kBool, kReal, kInt, kWide };
@@ -30,8 +30,7 @@ std::uint64_t type_of(const at::Tensor& tensor) {
   }
 }
 
-// ------------------------------------------------------------- what Python fills in
-// The layout is that of gpu_variants.py.
+// ---- Filled in by Python; the layout is repeated in gpu_variants.py
 struct Compiled {
   void* function;  // a CUfunction; null if Python launches this variant
   std::int32_t warps, shared, num_parameters;
@@ -47,7 +46,7 @@ std::atomic<bool> stand_in{false};
 std::atomic<std::int64_t> programs_to_fill{8192};
 std::atomic<std::int64_t> num_launches{0};
 
-// ------------------------------------------------------------------ the CUDA driver
+// ---- The CUDA driver
 struct Driver {
   using Result = int;
   Result (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
@@ -81,7 +80,7 @@ struct Driver {
     return launch && get_context && set_context && get_device && retain_context &&
            current_stream;
   }
-  // A thread that has called nothing of CUDA yet has no context.
+  // A thread that has not used CUDA yet has no context.
   void make_current(void* context) const {
     void* current = nullptr;
     get_context(&current);
@@ -91,8 +90,8 @@ struct Driver {
     if (result == 0) return;
     const char* text = nullptr;
     if (error_string) error_string(result, &text);
-    TORCH_CHECK(false, what, " failed with CUDA error ", result, ": ",
-                text ? text : "unknown");
+    TORCH_CHECK(false, std::string(what) + " failed with CUDA error " +
+                           std::to_string(result) + ": " + (text ? text : "unknown"));
   }
 };
 
@@ -101,7 +100,7 @@ const Driver& driver() {
   return found;
 }
 
-// While a graph is captured, a module may be loaded only in the relaxed mode.
+// Modules can be loaded during the capture of a CUDA graph only in relaxed mode.
 class RelaxedCapture {
  public:
   RelaxedCapture() { exchange(); }
@@ -114,11 +113,11 @@ class RelaxedCapture {
   int mode_ = 2;
 };
 
-// ----------------------------------------------------------------------- the variants
+// ---- Variants
 struct Variant {
   std::int64_t id;
   Compiled compiled;
-  void* context = nullptr;  // of the device that the function was loaded to
+  void* context = nullptr;  // of the device that holds the function
 };
 
 struct Hash {
@@ -143,7 +142,7 @@ Table& all_variants() {
 }
 std::atomic<std::int64_t> generation{0};  // of the callbacks
 
-// Without streams: their locales break where two copies of libstdc++ meet.
+// Without string streams, which crash if two copies of libstdc++ are loaded.
 std::string describe(const Kernel& kernel, const VariantKey& key) {
   std::string text = kernel.name;
   text += " device=" + std::to_string(key.device);
@@ -162,13 +161,13 @@ std::string describe(const Kernel& kernel, const VariantKey& key) {
 }
 
 const Variant* compile(const Kernel& kernel, const VariantKey& key) {
-  // Without the lock: Python takes its own, and may be waiting for this one.
+  // Not under the lock: Python takes the GIL, whose owner may be waiting for the lock.
   static std::atomic<std::int64_t> ids{0};
   const Compile callback = compile_callback;
   TORCH_CHECK(callback, "the GPU kernels are not connected: Triton is missing");
   auto* variant = new Variant{++ids, {}};
   const Driver& cuda = driver();
-  if (cuda.is_complete() && !stand_in) {  // what is compiled is loaded to this context
+  if (cuda.is_complete() && !stand_in) {  // the kernel is loaded into this context
     int device = 0;
     cuda.check(cuda.get_device(&device, key.device), "cuDeviceGet");
     cuda.check(cuda.retain_context(&variant->context, device),
@@ -232,7 +231,7 @@ void Launch::real(int argument, double value) {
 }
 
 void Launch::integer(int argument, std::int64_t value, bool aligned) {
-  // Some room is left for what a kernel adds to it.
+  // Kernels may add a tile to it without overflow.
   type(argument, value < (1ll << 31) - (1 << 16) ? kInt : kWide, aligned);
   values_[argument] = value;
 }
@@ -249,15 +248,14 @@ void Launch::constants(std::initializer_list<int> values) {
 
 void Launch::run(std::int64_t programs) {
   if (programs == 0) return;
-  TORCH_CHECK(programs < (1ll << 31), "a tensor is too large for one launch: ",
-              programs, " programs");
+  TORCH_CHECK(programs < (1ll << 31), "a tensor is too large for one launch");
   const Variant& variant = *find(kernel_, key_);
   const Compiled& compiled = variant.compiled;
   const Driver& cuda = driver();
   void* stream = nullptr;
   if (cuda.current_stream && !stand_in)
     TORCH_CHECK(cuda.current_stream(key_.device, &stream) == 0,
-                "the current stream of device ", key_.device, " is unknown");
+                "torch does not tell its current stream");
   num_launches.fetch_add(1, std::memory_order_relaxed);
   if (!compiled.function) {
     char error[1024] = "";
@@ -279,10 +277,10 @@ void Launch::run(std::int64_t programs) {
 
 }  // namespace apa
 
-// ------------------------------------------------- called by gpu_variants.py, by ctypes
+// ---- Called by gpu_variants.py through ctypes
 extern "C" {
-// Take the functions of Python that compile and launch. Variants known so far are
-// forgotten (not freed: other threads may be using them).
+// Sets the Python functions that compile and launch, and forgets all variants (without
+// freeing them: other threads may be using them).
 void apa_mmdet_connect(apa::Compile compile, apa::PythonLaunch launch, bool stand_in,
                        std::int64_t programs) {
   apa::compile_callback = compile;
@@ -294,7 +292,7 @@ void apa_mmdet_connect(apa::Compile compile, apa::PythonLaunch launch, bool stan
   ++apa::generation;
 }
 
-// Whether kernels can be launched from C++ on this machine.
+// Returns whether kernels can be launched from C++ on this machine.
 bool apa_mmdet_has_driver() { return apa::driver().is_complete(); }
 
 std::int64_t apa_mmdet_num_launches() { return apa::num_launches; }

@@ -1,9 +1,9 @@
-// One launch of a Triton kernel, from its named arguments to cuLaunchKernel.
+// Launches Triton kernels from C++, through cuLaunchKernel.
 //
-// A kernel is compiled per variant: the type of each argument (absent is one), which of
-// them are aligned, and its constants. Python compiles a variant when it is first met
-// (apa_mmdet/ops/gpu_variants.py); from then on nothing here enters Python. Where a
-// variant cannot be launched from C++, Python launches it.
+// A kernel is compiled for each variant: the types of its arguments ("absent" is one),
+// which of them are aligned, and its constants. Python compiles a variant the first time
+// it is needed (apa_mmdet/ops/gpu_variants.py); later launches do not enter Python. A
+// variant that cannot be launched from C++ is launched from Python.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -13,14 +13,13 @@
 
 namespace apa {
 
-// Whether tensors of the CPU take the path of a GPU, for tests: Python then stands in
-// for the launches.
+// Whether CPU tensors take the GPU code path, with a stand-in for the launches (tests).
 bool gpu_stand_in();
 
-// How many programs fill a GPU evenly; from twice as many tiles on, some share one.
+// The number of programs that is enough to fill a GPU.
 std::int64_t gpu_programs();
 
-// A kernel's name and that of its arguments and constants, in its own order.
+// A kernel's name, and the names of its arguments and constants in order.
 struct Kernel {
   const char* name;
   std::initializer_list<const char*> arguments;
@@ -44,8 +43,8 @@ struct VariantKey {
 class Launch {
  public:
   Launch(const Kernel& kernel, const at::Tensor& on);
-  // Arguments not set are absent. An aligned pointer is a multiple of 16 bytes; an
-  // aligned number a multiple of 8.
+  // Arguments that are not set are absent. An aligned pointer is a multiple of 16 bytes,
+  // an aligned number a multiple of 8.
   void tensor(int argument, const at::Tensor& value, bool aligned = false);
   void real(int argument, double value);
   void integer(int argument, std::int64_t value, bool aligned = false);

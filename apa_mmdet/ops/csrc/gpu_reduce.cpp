@@ -18,7 +18,7 @@ const Kernel kernel{
 }  // namespace
 
 void Reduction::run() const {
-  // Many rows are added up by many threads, few by few.
+  // Tall blocks for many rows, wide ones for few.
   const bool many = rows > 64;
   const int log_r = many ? 9 : 5, log_c = many ? 3 : 6;
   Launch launch(kernel, sums);

@@ -1,4 +1,4 @@
-// The launch that adds up sums, and writes the parameters' gradients.
+// Adds up the sums of a backward kernel into the parameters' gradients, in one launch.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -8,10 +8,10 @@
 namespace apa {
 
 struct Reduction {
-  at::Tensor sums;                // of several kinds: (kinds, images * rows, channels)
-  at::Tensor gate, weight, bias;  // what gradients are made with
-  // Of lam, kappa, weight, bias, gate, the residual's weight and bias; undefined where
-  // not needed.
+  at::Tensor sums;                // (kinds, images * rows, channels)
+  at::Tensor gate, weight, bias;  // factors of the sums
+  // For lam, kappa, weight, bias, gate, residual weight and bias; undefined if not
+  // needed.
   std::array<at::Tensor, 7> gradients;
   int64_t images = 1, rows = 0, channels = 1;
   bool lam_each = false, kappa_each = false;
@@ -19,7 +19,7 @@ struct Reduction {
   void run() const;
 };
 
-// Write the sum of all of `sums` to `out`, which holds one number.
+// Writes the sum of all elements of `sums` to `out`, a scalar.
 void reduce_total(const at::Tensor& sums, const at::Tensor& out);
 
 }  // namespace apa
