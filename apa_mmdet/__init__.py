@@ -5,10 +5,13 @@ A config needs one line, since importing the package registers everything in it:
     custom_imports = dict(imports=['apa_mmdet'], allow_failed_imports=False)
 
 If mmengine is installed, the import first checks that torch, mmcv and mmdet are
-installed and fit together, and then runs :func:`_install`, the complete list of what
+installed and compatible, and then runs :func:`_install`, the complete list of what
 takes effect. Without mmengine nothing takes effect: :mod:`apa_mmdet.ops`,
 :mod:`apa_mmdet.layers` and :mod:`apa_mmdet.conversion` then need only torch, and
 :mod:`apa_mmdet.evaluation` only numpy.
+
+Importing :mod:`apa_mmdet.ops` reads the environment variable ``APA_MMDET_IMPL`` and
+raises a ValueError if it is not an implementation.
 """
 
 from __future__ import annotations
@@ -37,20 +40,23 @@ def _install() -> None:
     from .optim import APAOptimWrapperConstructor
 
     # torch.load(weights_only=True), the default since torch 2.6, also reads what
-    # MMEngine writes into checkpoints, and argparse.Namespace.
+    # MMEngine writes into checkpoints, and argparse.Namespace. It returns the numpy
+    # arrays of any file as compat.stand_ins.SafeArray, a subclass of numpy.ndarray.
     compat.allow_mmengine_checkpoints()
     # OneDL's MMEngine no longer runs the code in a checkpoint that torch rejects.
     compat.refuse_untrusted_checkpoints()
     # MMEngine reads downloaded checkpoints with weights_only=True as well.
     compat.refuse_untrusted_downloads()
     # lvis-api runs on numpy 1.24 and later; numpy itself does not change.
-    compat.give_lvis_its_float()
+    compat.restore_np_float_in_lvis()
     # A local checkpoint that cannot be read raises an error that says why.
     checkpoint.register_loader()
     # MMEngine's FLOP counter knows AGLU and APA; other operators count as before.
     flops.register_operators()
     # In mmdet's scope, the default constructor builds the same optimizer as before,
-    # except that parameters named lambda_param or kappa_param get no weight decay.
+    # except that parameters named lambda_param or kappa_param get no weight decay, in
+    # anyone's model. They are then a second parameter group, so a checkpoint that was
+    # saved without this import cannot be resumed with it, or the other way round.
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(
         name="DefaultOptimWrapperConstructor", module=APAOptimWrapperConstructor
     )

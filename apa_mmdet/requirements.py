@@ -35,7 +35,7 @@ def is_installed(name: str) -> bool:
 
 
 def check_requirements() -> None:
-    """Check that torch, mmengine, mmcv and mmdet are installed and fit together.
+    """Check that torch, mmengine, mmcv and mmdet are installed and compatible.
 
     Raises:
         ImportError: If one of them is missing, too old, or does not work with the

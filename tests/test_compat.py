@@ -316,7 +316,7 @@ def test_applying_a_repair_twice_changes_nothing():
 
     before = set(torch.serialization.get_safe_globals()), lvis.eval.np
     compat.allow_mmengine_checkpoints()
-    compat.give_lvis_its_float()
+    compat.restore_np_float_in_lvis()
     assert (set(torch.serialization.get_safe_globals()), lvis.eval.np) == before
 
 

@@ -1,8 +1,7 @@
-"""Repairs that MMEngine, its forks and lvis need with current torch and numpy.
+"""Workarounds that MMEngine, its forks and lvis need with current torch and numpy.
 
-``apa_mmdet/__init__.py`` applies them all when it is imported, so ``custom_imports`` is
-enough. Each one names its upstream report and the version that makes it unnecessary;
-applying it twice changes nothing.
+Each links the upstream issue and names the version that makes it unnecessary; applying
+it twice changes nothing. ``apa_mmdet/__init__.py`` applies them all.
 """
 
 from __future__ import annotations
@@ -20,17 +19,15 @@ from .stand_ins import STAND_INS
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read the content of MMEngine's checkpoints.
 
-    Since torch 2.6, where ``weights_only`` became the default, resuming and testing
-    raise ``UnpicklingError``: the message hub contains HistoryBuffer, numpy scalars and
-    arrays, and a pickled ``getattr``. Third-party checkpoints often also contain the
-    ``argparse.Namespace`` of their training run. The objects added to torch's list are
-    stand-ins that check their input (see :mod:`apa_mmdet.compat.stand_ins`).
+    Without it, resuming and testing raise ``UnpicklingError`` since torch 2.6: the
+    message hub contains HistoryBuffer, numpy scalars and arrays, and a pickled
+    ``getattr``; third-party checkpoints often also contain the ``argparse.Namespace``
+    of their training run. The objects added to torch's list are stand-ins that check
+    their input (:mod:`apa_mmdet.compat.stand_ins`). Do not also add numpy's own
+    functions: which of two entries of one name is used is undefined.
 
-    Do not also add numpy's own functions to torch's list: which of two entries of one
-    name is used is undefined.
-
-    Below torch 2.6 this does nothing. There ``torch.load`` trusts the file by default,
-    and its list does not accept pairs of object and name (pytorch/pytorch#142153).
+    Below torch 2.6 this does nothing: ``torch.load`` trusts the file by default, and
+    its list does not accept pairs of object and name (pytorch/pytorch#142153).
 
     Upstream: open-mmlab/mmengine#1655. Unnecessary from: none yet (0.10.7 is the
     latest release).
@@ -81,16 +78,7 @@ def refuse_untrusted_downloads() -> None:
         )
 
 
-class _NumpyWithFloat(ModuleType):
-    """Numpy with the ``np.float`` that it had before 1.24."""
-
-    float = float
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-
-def give_lvis_its_float() -> None:
+def restore_np_float_in_lvis() -> None:
     """Give ``np.float`` to ``lvis.eval``, which uses it, and to no other module.
 
     Without it, on numpy 1.24 and later, LVIS evaluation ends in ``AttributeError``
@@ -102,4 +90,6 @@ def give_lvis_its_float() -> None:
     import lvis.eval
 
     if not hasattr(lvis.eval.np, "float"):
-        lvis.eval.np = _NumpyWithFloat("numpy")
+        numpy = ModuleType("numpy")
+        numpy.float, numpy.__getattr__ = float, functools.partial(getattr, np)
+        lvis.eval.np = numpy

@@ -45,10 +45,11 @@ class SafeDtype:
         if not isinstance(data, bytes) or not isinstance(shape, tuple):
             raise UnpicklingError("numpy array: expected a tuple of sizes and bytes")
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise UnpicklingError(f"numpy array: shape {shape!r}")
+            raise UnpicklingError(f"numpy array: shape {shape!r}, expected sizes >= 0")
         if math.prod(shape) * self._dtype.itemsize != len(data):
             raise UnpicklingError(
-                f"numpy array: {len(data)} bytes for {shape} of {self._dtype}"
+                f"numpy array: got {len(data)} bytes, shape {shape} of {self._dtype} "
+                f"needs {math.prod(shape) * self._dtype.itemsize}"
             )
         return self._dtype
 
@@ -66,7 +67,9 @@ class SafeArray(np.ndarray):
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
         if type(dtype) is not SafeDtype:
-            raise UnpicklingError(f"numpy array: {type(dtype).__name__} for a dtype")
+            raise UnpicklingError(
+                f"numpy array: expected a dtype, got {type(dtype).__name__}"
+            )
         dtype = dtype.for_data(shape, data)
         super().__setstate__((1, shape, dtype, bool(fortran), data))
 
@@ -82,7 +85,7 @@ def safe_reconstruct(*args: Any) -> SafeArray:
 def safe_scalar(dtype: SafeDtype, data: bytes) -> np.generic:
     """Stand-in for numpy's ``scalar``, which creates a number."""
     if type(dtype) is not SafeDtype:
-        raise UnpicklingError(f"numpy scalar: {type(dtype).__name__} for a dtype")
+        raise UnpicklingError(f"numpy scalar: expected a dtype, got {type(dtype)}")
     return np.ndarray((), dtype.for_data((), data), data)[()]
 
 
@@ -148,7 +151,10 @@ class SafeNamespace(argparse.Namespace):
     def __setstate__(self, state: dict) -> None:
         for name, value in dict(state).items():
             if not isinstance(name, str) or name.startswith("_") or callable(value):
-                raise UnpicklingError(f"argparse.Namespace with {name!r}: {value!r}")
+                raise UnpicklingError(
+                    f"argparse.Namespace with {name!r}: {value!r}; only public names "
+                    f"and values that are not callable are allowed"
+                )
         vars(self).update(state)
         self.__class__ = argparse.Namespace
 

@@ -1,4 +1,4 @@
-"""Any model's fixed activations made learnable, each place in the code on its own.
+"""Converting a model's fixed activations to learnable ones, call site by call site.
 
 It needs only torch. In a config, :class:`apa_mmdet.models.APADetector` uses it.
 
@@ -23,18 +23,18 @@ Take a residual block that calls one module in two places::
    they are (``static_values.py`` evaluates conditions and loops); ``call_sites.py``
    notes the two calls of ``self.relu``.
 3. ``grouping.py`` decides which calls share an activation: none here, so there are two
-   sites, ``relu.0`` and ``relu.1``, and two calls to route to them (``edits.py``).
-4. The options, and the rules that libraries have handed in (``rules.py``), say which
+   sites, ``relu.0`` and ``relu.1``, and two calls to route to them.
+4. The options, and the rules that libraries have registered (``rules.py``), say which
    sites are converted. Only now does anything change.
 5. ``block.relu`` becomes an ``ActivationSites`` with an AGLU at ``"0"`` and ``"1"``
-   that starts as a ReLU. ``rewriting.py`` compiles ``forward`` anew with the two calls
+   that starts as a ReLU. ``rewriting.py`` recompiles ``forward`` with the two calls
    replaced, ::
 
         y = self.relu["0"](self.conv1(x))
         return self.relu["1"](self.conv2(y) + x)
 
    puts it in a subclass of ``Block``, and makes that the block's class.
-6. ``report.py`` lists both sites, and what was left with the reason.
+6. ``report.py`` lists both sites, and what is left unconverted with the reason.
 
 Nothing is decided while the model runs: the new ``forward`` is ordinary code, one graph
 for ``torch.compile``. The block is still a ``Block``, is copied and pickled as one, and
@@ -49,7 +49,8 @@ Variations
 - A call in a base class's method, reached by ``super()``: the subclass gets a rewritten
   copy of that version too.
 - Passed on as a value (``f(self.relu)``): it cannot be split, so it is one site.
-- Never called, or in code that cannot be read: it is left, and the report says why.
+- Never called, with an argument that AGLU cannot express, or in unreadable code: it is
+  left unconverted, and the report says why.
 - A class with a converter in the rules: that replaces steps 2, 3 and 5. MMDetection's
   residual blocks become those in ``apa_mmdet/models/backbones/residual_block.py``,
   with ``act1``, ``act2``, ... instead of ``relu``.

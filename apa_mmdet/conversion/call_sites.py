@@ -1,4 +1,4 @@
-"""Where a module calls its activations, read from the source of its methods.
+"""The places where a module calls its activations, read from the source of its methods.
 
 MMDetection often calls one activation module in several places (``self.relu`` three
 times in a bottleneck) or a function inline (``F.relu``). Each place in the code is one
@@ -17,65 +17,44 @@ from typing import Any
 from torch import nn
 
 from . import kinds
-from .edits import BaseCall, Place
-from .source import inherited, readable_classes, syntax
+from .rewriting import BaseCall
+from .source import Place, inherited, readable_classes, syntax
 from .static_values import UNKNOWN, evaluate
 from .walker import Walker
 
 
 @dataclass
 class Call:
-    """A call of an activation.
-
-    Attributes:
-        place: Where it is.
-        attribute: The attribute that is called; None for a function called inline.
-        kind: What the inline function is, a key of ``kinds.KINDS``.
-        options: Arguments of an inline function that AGLU must keep.
-        loops: The loops over the module's own layers around it, outermost first.
-        index: The pass through each of those loops.
-        producer: The child module whose result is its input, if that is evident.
-        repeated: Whether it runs more than once with the same weights.
-        takes_more: Whether it is called with more than the input.
-    """
+    """A call of an activation."""
 
     place: Place
-    attribute: str | None
-    kind: str | None
-    options: dict[str, Any]
-    loops: tuple[Place, ...]
-    index: tuple[int, ...]
-    producer: str | None
-    repeated: bool
-    takes_more: bool = False
+    attribute: str | None  # that is called; None for a function called inline
+    kind: str | None  # of the function, a key of kinds.KINDS
+    options: dict[str, Any]  # AGLU's further arguments in place of the function
+    loops: tuple[Place, ...]  # over the module's own layers, outermost first
+    index: tuple[int, ...]  # the pass through each of these loops
+    producer: str | None  # the child module whose result is the input, if evident
+    repeated: bool  # runs several times with the same weights
+    takes_more: bool = False  # arguments than the input
 
 
 class CallReader(Walker):
-    """Collects the activation calls in one module's methods.
-
-    Args:
-        module: The module.
-        activations: Names of its attributes that are activations.
-
-    Attributes:
-        escapes: Activations that are not only called, so that they cannot be split.
-        discarded: Activations called for their effect on the input, result unused.
-        left: Inline calls that stay, as (method, function, reason).
-        base_calls: Calls of base classes' versions of methods.
-        repeated_children: Names of children that are used more than once with the same
-            weights, for instance by a head that runs on each feature level.
-        looks_up: Whether attributes are looked up by a name that is computed.
-    """
+    """Collects the calls of some attributes and functions in one module's methods."""
 
     def __init__(self, module: nn.Module, activations: set[str]) -> None:
         super().__init__(module)
         self.activations = activations
+        # Activations that are not only called, so that they cannot be split.
         self.escapes: set[str] = set()
+        # Activations called for their effect on the input, with the result unused.
         self.discarded: set[str] = set()
+        # Inline calls that stay, as (method, function, reason), in order.
         self.left: dict[tuple[str, str, str], None] = {}
         self.base_calls: dict[BaseCall, None] = {}
+        # Children used several times with the same weights, such as a head's layers
+        # that run on each feature level.
         self.repeated_children: set[str] = set()
-        self.looks_up = False
+        self.looks_up = False  # attributes by a name that is computed
 
     def reset(self) -> None:
         """Reset the traversal and the calls collected on it."""
@@ -152,7 +131,8 @@ class CallReader(Walker):
             del self.calls[call.place, call.index]
             self.discarded.add(call.attribute or "")
             if call.attribute is None:
-                self._leave(node.value, "its result is not used: it works in place")
+                why = "its result is discarded (called for its in-place effect)"
+                self._leave(node.value, why)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: D102
         if not self.is_self(node.value):
@@ -181,17 +161,12 @@ class CallReader(Walker):
                 self.enter("forward", *self.methods["forward"], {})
         elif isinstance(func, ast.Name):
             if func.id == "getattr" and node.args and self.is_self(node.args[0]):
-                self._look_up(node.args[1])
+                attribute = self.value(node.args[1])
+                self.looks_up |= attribute is UNKNOWN
+                self.escapes |= self.activations & {attribute}
             self._call_function(node, self.value(func))
         else:
             self.visit(func)
-
-    def _look_up(self, name: ast.expr) -> None:
-        value = self.value(name)
-        if value is UNKNOWN:
-            self.looks_up = True
-        elif value in self.activations:
-            self.escapes.add(value)
 
     def _call_attribute(self, node: ast.Call, func: ast.Attribute) -> None:
         if self.is_self(func.value):
@@ -199,47 +174,31 @@ class CallReader(Walker):
                 self._record(node, func.attr, None, {})
             elif func.attr in self.methods:
                 owner, function = self.methods[func.attr]
-                known = self._arguments(function, node)
-                self.enter(func.attr, owner, function, known)
+                self.enter(func.attr, owner, function, self._arguments(function, node))
             else:
                 self.visit(func)
-        elif isinstance(func.value, ast.Call) and _is_super(func.value):
-            cls, owner = type(self.module), self.current[0]
-            version = inherited(cls, owner, func.attr)
-            self._call_base(node, func.attr, version, by_name=False)
+        elif isinstance(func.value, ast.Call) and _is_super(func.value.func):
+            base = inherited(type(self.module), self.current[0], func.attr)
+            self._call_base(node, func.attr, base, by_name=False)
         else:
             value = self.value(func)
-            if node.args and self.is_self(node.args[0]) and value is not UNKNOWN:
-                version = self._version(func.attr, value)
-                self._call_base(node, func.attr, version, by_name=True)
-            elif value is not UNKNOWN:
-                self._call_function(node, value)
-            elif (
-                func.attr in kinds.KIND_OF_METHOD
-                and not node.args
-                and not node.keywords
-            ):
-                self.visit(func.value)
-                self._record(node, None, kinds.KIND_OF_METHOD[func.attr], {})
-            else:
+            is_call_without = not (node.args or node.keywords)
+            if value is UNKNOWN:
                 self.visit(func)
-
-    def _version(self, name: str, method: Any) -> tuple[type, FunctionType] | None:
-        """Return the class whose version of a method this is, with the method."""
-        for klass in readable_classes(type(self.module)):
-            if vars(klass).get(name) is method and isinstance(method, FunctionType):
-                return klass, method
-        return None
+                if func.attr in kinds.KIND_OF_METHOD and is_call_without:
+                    self._call_inline(node, kinds.KIND_OF_METHOD[func.attr])
+            elif node.args and self.is_self(node.args[0]):
+                classes = readable_classes(type(self.module))
+                owners = (c for c in classes if vars(c).get(func.attr) is value)
+                self._call_base(node, func.attr, next(owners, None), by_name=True)
+            else:
+                self._call_function(node, value)
 
     def _call_base(
-        self,
-        node: ast.Call,
-        name: str,
-        version: tuple[type, FunctionType] | None,
-        by_name: bool,
+        self, node: ast.Call, name: str, base: type | None, by_name: bool
     ) -> None:
-        if version is not None:
-            base, function = version
+        function = vars(base)[name] if base is not None else None
+        if isinstance(function, FunctionType):
             self.base_calls[BaseCall(self.place(node), base, name, by_name)] = None
             self.enter(name, base, function, {})
 
@@ -272,21 +231,27 @@ class CallReader(Walker):
         if reason is not None:
             self._leave(node, reason)
         elif kind is not None:
-            self._inline(node, kind)
+            self._call_inline(node, kind)
         elif isinstance(function, FunctionType):
             self._helper(function)
 
-    def _inline(self, node: ast.Call, kind: str) -> None:
-        options = {}
-        if "negative_slope" in kinds.KINDS[kind].options:
-            given = [k.value for k in node.keywords if k.arg == "negative_slope"]
-            given += node.args[1:2]
-            slope = self.value(given[0]) if given else kinds.DEFAULT_SLOPE
-            if not isinstance(slope, (int, float)):
-                self._leave(node, "its negative_slope is not known beforehand")
+    def _call_inline(self, node: ast.Call, kind: str) -> None:
+        entry = kinds.KINDS[kind]
+        arguments = dict(entry.arguments)
+        given = dict(zip(arguments, node.args[1:]))
+        given.update({k.arg: k.value for k in node.keywords})
+        for name, default in entry.arguments.items():
+            expression = given.get(name, given.get(None))  # None: **kwargs
+            value = self.value(expression) if expression else default
+            arguments[name] = value
+            if not isinstance(value, (int, float, str)):
+                self._leave(node, f"its {name} is not known at conversion time")
                 return
-            options["negative_slope"] = float(slope)
-        self._record(node, None, kind, options)
+        misfit = entry.misfit(arguments)
+        if misfit:
+            self._leave(node, misfit)
+        else:
+            self._record(node, None, kind, entry.aglu_options(arguments))
 
     def _helper(self, function: FunctionType) -> None:
         """Note the activations that a function outside any class calls."""
@@ -314,23 +279,15 @@ class CallReader(Walker):
         if call is not None:
             call.repeated = True
             return
-        argument = node.args[0] if node.args else None
-        producer = None
-        if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute):
-            if self.is_self(argument.func.value):
-                producer = argument.func.attr
+        called = getattr(node.args[0], "func", None) if node.args else None
+        is_own = isinstance(called, ast.Attribute) and self.is_self(called.value)
+        producer = called.attr if is_own else None
         self.calls[place, self.index] = Call(
-            place,
-            attribute,
-            kind,
-            options,
-            self.loops,
-            self.index,
-            producer,
-            self.repeated,
+            *(place, attribute, kind, options, self.loops, self.index, producer),
+            repeated=self.repeated,
             takes_more=len(node.args) + len(node.keywords) > 1,
         )
 
 
-def _is_super(node: ast.Call) -> bool:
-    return isinstance(node.func, ast.Name) and node.func.id == "super"
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "super"

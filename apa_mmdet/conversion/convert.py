@@ -1,10 +1,9 @@
-"""Any module tree with its activations replaced by learnable ones."""
+"""Replacing a model's activations by learnable ones."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import nn
 
@@ -28,59 +27,58 @@ def convert_activations(
 ) -> ConversionReport:
     """Replace a model's fixed activations by learnable ones, in place.
 
-    Each place in the code that calls an activation gets a scalar lambda and kappa of
-    its own, also where the model calls one module in several places or a function such
-    as ``F.relu`` inline. What shares its weights shares its activation: a head that
-    runs on each feature level, a module that appears twice. Activations that no code
-    calls are left, so that no parameter goes without a gradient. The keys of all
-    weights stay as they were.
+    Each place in the code that calls an activation gets its own scalar lambda and
+    kappa, even where the model calls one module in several places or a function such as
+    ``F.relu`` inline. Calls that share weights share their activation: in a head that
+    runs on each feature level, or a module that appears twice. Activations that are
+    never called are not converted, so that no parameter goes without a gradient. The
+    keys of all weights stay as they were.
 
-    The places are read from the source of the modules' methods, and calls are routed
-    by rewriting it; the package's docstring follows one ReLU on that way. A library can
-    say what its classes mean, and convert some in its own way, by
+    The calls are found in the source of the modules' methods and routed by rewriting
+    it; the package's docstring traces one ReLU through this process. A library can
+    describe its classes, and convert some in its own way, by
     :func:`~apa_mmdet.conversion.rules.add_rules`, as ``apa_mmdet.models`` does for
-    MMDetection: its residual blocks become those of APAResNet.
+    MMDetection.
 
-    What is decided at the conversion stays decided. Conditions on a module's attributes
-    (``if self.num_branches == 1``) and loops over its layers are evaluated as they are
-    then: set attributes and add layers before. A call through a split attribute that
-    was excluded by such a condition raises a RuntimeError if it runs after all; one of
-    a function such as ``F.relu`` stays fixed. Decorators of a rewritten method are
-    applied anew; variables of enclosing scopes are shared with the original. A pickled
-    converted model needs the source it was converted from; otherwise loading it raises.
+    Conditions on a module's attributes (``if self.num_branches == 1``) and loops over
+    its layers are evaluated once, at conversion time, so set attributes and add layers
+    first. A call through a split attribute that was excluded by such a condition raises
+    a RuntimeError if it runs after all; one of a function such as ``F.relu`` stays
+    fixed. Decorators of a rewritten method are re-applied; variables of enclosing
+    scopes are shared with the original. A pickled converted model needs the source it
+    was converted from; otherwise loading it raises.
 
     Source: AGLU from Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
     Args:
-        model: Any module. Convert it before an optimizer, DDP or an averaged copy lists
-            its parameters. A module in it that was converted before stays as it is.
-        activation: What to put in: ``'AGLU'``, ``'APA'``, a subclass of these, or a
+        model: Any module. Convert it before its optimizer, DDP wrapper or averaged copy
+            is created. A module in it that was converted before stays as it is.
+        activation: The replacement: ``'AGLU'``, ``'APA'``, a subclass of these, or a
             dict with that as ``type`` and further arguments.
         init: Starting values. ``'auto'``: as close as possible to what is replaced, see
             ``kinds.KINDS``. Otherwise as in ``AGLU(init=...)`` for all sites, or a dict
             from activation types to that for some. The slope of a LeakyReLU and the
             bound of a ReLU6 stay; arguments in ``activation`` override them.
         parts: Parts of the model to convert: names of modules, dotted or not, anywhere
-            in it, or ``'head'`` for every module whose name ends so. By default all.
-            Convert a teacher and its student alike: their parameters are averaged in
-            order.
-        types: Activation types to convert, of ``kinds.KINDS``. By default all but
-            Hardswish.
-        exclude: Patterns, as in ``fnmatch``, of paths to leave, such as
-            ``'backbone.layer1'`` or ``'*.attention*'``; what is below a path goes with
-            it.
+            in it, or ``'head'`` for every module whose name ends in ``'head'``. By
+            default all. Convert a teacher and its student alike: their parameters are
+            averaged in order.
+        types: Activation types to convert, of ``kinds.KINDS``. By default all without a
+            ``skip_reason`` there.
+        exclude: ``fnmatch`` patterns of paths to leave, such as ``'backbone.layer1'``
+            or ``'*.attention*'``; what is below a path goes with it.
         gates: If True, sigmoid modules become bare APA(1, 1).
-        filter_fn: ``filter_fn(module, path) -> bool``, called with each activation that
-            the other options select and its path in the converted model; False leaves
-            it. For a function called inline, ``module`` is the module that computes it.
-            Also the function's name, ``'package.module.function'``.
+        filter_fn: A callable ``(module, path) -> bool``, or its dotted name. It is
+            called with each activation that the other options select and its path in
+            the converted model; False leaves it. For a function called inline,
+            ``module`` is the module that computes it.
 
     Returns:
         The report, which is also stored as ``model.conversion_report``.
 
     Raises:
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
-            or ``filter_fn`` cannot be called.
+            a list of names is one string, or ``filter_fn`` cannot be called.
         ValueError: If the model has been converted already, a part, type or pattern
             matches nothing, ``filter_fn`` names nothing, or ``init`` is not a starting
             value.
@@ -89,7 +87,7 @@ def convert_activations(
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
     if getattr(model, "conversion_report", None) is not None:
         raise ValueError(
-            "this model has been converted already; build it anew to convert it with "
+            "this model has been converted already; rebuild it to convert it with "
             "other options"
         )
     options = Options(activation, init, parts, types, exclude, gates, filter_fn)
@@ -101,8 +99,11 @@ def convert_activations(
     fixed = fixed_in(model)
     # Everything is decided before anything changes.
     chosen = [_choose(plan, options, fixed, report) for plan in plans]
-    for plan, sites in zip(plans, chosen):
-        _convert(plan, sites, options, report)
+    converted = [
+        (plan, site, activation)
+        for plan, sites in zip(plans, chosen)
+        for site, activation in _convert(plan, sites, options)
+    ]
     finish(model)
     for module in model.modules():
         # Stages are frozen while a model is built and again in train(). DDP and the
@@ -110,9 +111,7 @@ def convert_activations(
         freeze = getattr(module, "_freeze_stages", None)
         if callable(freeze) and not inspect.signature(freeze).parameters:
             freeze()
-    for i, site in enumerate(report.sites):
-        trains = model.get_parameter(f"{site.path}.lambda_param").requires_grad
-        report.sites[i] = replace(site, trainable=trains)
+    report.sites = [_report_site(*each) for each in converted]
     model.conversion_report = report
     return report
 
@@ -144,25 +143,22 @@ def _choose(
 
 
 def _convert(
-    plan: ModulePlan,
-    sites: list[PlannedSite],
-    options: Options,
-    report: ConversionReport,
-) -> None:
-    """Put the activations of one module in, and route its calls to them."""
+    plan: ModulePlan, sites: list[PlannedSite], options: Options
+) -> list[tuple[PlannedSite, nn.Module]]:
+    """Replace the activations of one module at these sites, and route its calls."""
     if not sites:
-        return
-    module = plan.module
+        return []
+    module, converted = plan.module, []
     activations: dict[str, dict[str | None, nn.Module]] = {}  # by attribute and key
     for site in plan.sites:
         if site in sites:
             activation = options.build(site)
-            reference, is_frozen = _neighbours(plan, site.attribute)
-            if reference is not None:
-                activation.to(reference.device)
-            if is_frozen:
-                activation.requires_grad_(False)
-            report.sites.append(_report_site(plan, site, activation))
+            neighbours = _neighbours(plan, site.attribute)
+            if neighbours:
+                activation.to(neighbours[0].device)
+                if not any(parameter.requires_grad for parameter in neighbours):
+                    activation.requires_grad_(False)
+            converted.append((site, activation))
         else:
             activation = site.fixed_activation()
         activations.setdefault(site.attribute, {})[site.key] = activation
@@ -170,7 +166,7 @@ def _convert(
     if plan.converter is not None:
         by_name = {k: v for each in activations.values() for k, v in each.items()}
         plan.converter.convert(module, by_name)
-        return
+        return converted
     site_calls = []
     for attribute in dict.fromkeys(site.attribute for site in sites):
         by_key = activations[attribute]
@@ -187,55 +183,46 @@ def _convert(
         # torch's TransformerEncoderLayer would compute its own ReLU or GELU in one
         # fused call when it does not train.
         module.activation_relu_or_gelu = 0
+    return converted
 
 
 def _report_site(plan: ModulePlan, site: PlannedSite, activation: nn.Module) -> Site:
-    shared = [site.shared] if site.shared else []
-    if plan.repeated and REPEATED not in site.shared:
+    shared = list(site.shared)
+    if plan.repeated and REPEATED not in shared:
         shared.append(REPEATED)
     if len(plan.paths) > 1:
         shared.append(f"also at {', '.join(plan.paths[1:])}")
-    return Site(
-        path=plan.path_of(site),
-        was=site.kind if site.method is None else f"{site.kind}, inline",
-        becomes=type(activation).__name__,
-        start=_start_of(activation),
-        shared="; ".join(shared),
-    )
-
-
-def _start_of(activation: nn.Module) -> str:
     lam, kappa = (
         f"{low:g}" if low == high else f"{low:g} to {high:g}"
         for low, high in activation._ranges
     )
-    return f"lambda {lam}, kappa {kappa}"
+    return Site(
+        path=plan.path_of(site),
+        was=site.kind if site.method is None else f"{site.kind}, inline",
+        becomes=type(activation).__name__,
+        start=f"lambda {lam}, kappa {kappa}",
+        shared="; ".join(shared),
+        trainable=activation.lambda_param.requires_grad,
+    )
 
 
-def _neighbours(plan: ModulePlan, attribute: str) -> tuple[nn.Parameter | None, bool]:
-    """Return a parameter from beside an activation, and whether all of them are frozen.
+def _neighbours(plan: ModulePlan, attribute: str) -> list[nn.Parameter]:
+    """Return the parameters beside an activation, without those of activations.
 
-    Those of the layers registered before it in its module count; without any, those of
-    the whole module, or of the nearest module around it that has any.
+    They are those of the layers registered before it in its module; without any, those
+    of the whole module, or of the nearest module around it that has any.
     """
-    before: list[nn.Parameter] = []
-    for name, child in plan.module._modules.items():
-        if name == attribute:
-            break
-        if child is not None:
-            before += _parameters(child)
-    if attribute not in plan.module._modules:
-        before = []
-    for around in (plan.module, *plan.ancestors):
-        before = before or _parameters(around)
-    reference = before[0] if before else None
-    return reference, bool(before) and not any(p.requires_grad for p in before)
-
-
-def _parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return a module's parameters without those of activations."""
-    return [
-        parameter
-        for name, parameter in module.named_parameters()
-        if not name.endswith(("lambda_param", "kappa_param"))
-    ]
+    children = plan.module._modules
+    names = list(children) if attribute in children else [attribute]
+    before = [children[name] for name in names[: names.index(attribute)]]
+    for modules in (before, *([module] for module in (plan.module, *plan.ancestors))):
+        parameters = [
+            parameter
+            for module in modules
+            if module is not None
+            for name, parameter in module.named_parameters()
+            if not name.endswith(("lambda_param", "kappa_param"))
+        ]
+        if parameters:
+            return parameters
+    return []

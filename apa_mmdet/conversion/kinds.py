@@ -2,27 +2,31 @@
 
 To add a kind:
 
-1. Add an entry to ``KINDS``: torch's module, AGLU's starting values, and the functions
-   and tensor methods that compute it. If the kind has an argument that AGLU must keep
-   (a slope, an upper bound), name it in ``options``; AGLU's own arguments are in
-   ``apa_mmdet/layers/activation.py``.
-2. Remove its entry in ``_NO_COUNTERPART`` or ``_UNCONVERTIBLE``, if it has one.
-3. Add its largest difference at the start to the two tests that measure it,
+1. Add an entry to ``KINDS``, whose fields :class:`Kind` describes, and remove the
+   module and its functions from ``_NO_COUNTERPART`` or ``_UNCONVERTIBLE``. Everything
+   else follows from the entry, such as the names accepted in ``types`` and ``init``.
+2. Add the largest difference at the start to the two tests that measure it,
    ``test_how_far_the_start_is_from_what_it_replaces`` in
-   ``tests/test_conversion/test_convert.py`` and ``documented`` in
-   ``test_closeness.py`` beside it, and to the table of single activations in
-   ``docs/conversion.md``.
+   ``tests/test_conversion/test_convert.py`` and ``documented`` in ``test_closeness.py``
+   beside it. Tests that use the kind as one that stays need another
+   (``test_what_cannot_be_reached_is_named``).
+3. In ``docs/conversion.md``, add it to the option ``types`` and to the table of single
+   activations, and remove it from the list of what is not converted. If it occurs in
+   MMDetection, regenerate ``docs/coverage.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from ..layers import AGLU
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,13 @@ class Kind:
         functions: Functions that compute it.
         methods: Tensor methods that compute it.
         aliases: Qualified names of other libraries' modules of this kind.
-        options: Further arguments of AGLU: a value, or the name of the module's
-            attribute that holds it.
-        why_not: Why it is left unless ``types`` names it; "" if it is not.
+        arguments: Arguments of the module and, in this order after the input, of the
+            functions, with torch's defaults. An argument that AGLU has too, such as
+            ``negative_slope``, is handed on; with another one, an activation is
+            converted only if the argument has its default.
+        constants: Further arguments of AGLU for this kind, such as ``max_value``.
+        skip_reason: For a kind that AGLU approximates badly: why it is left unless
+            ``types`` names it.
     """
 
     module: type[nn.Module]
@@ -46,9 +54,28 @@ class Kind:
     functions: tuple[Callable, ...] = ()
     methods: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    options: dict[str, str | float] = field(default_factory=dict)
-    why_not: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    skip_reason: str = ""
 
+    def arguments_of(self, activation: nn.Module | Callable) -> dict[str, Any]:
+        """Return a module's arguments; a function's are the defaults."""
+        return {k: getattr(activation, k, v) for k, v in self.arguments.items()}
+
+    def misfit(self, arguments: Mapping[str, Any]) -> str:
+        """Return which of these arguments AGLU cannot express, or ""."""
+        for name, default in self.arguments.items():
+            if name not in _AGLU_ARGUMENTS and arguments[name] != default:
+                return f"AGLU stands in for {name}={default}, not {arguments[name]}"
+        return ""
+
+    def aglu_options(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return AGLU's arguments, besides ``init``, for these."""
+        shared = {k: v for k, v in arguments.items() if k in _AGLU_ARGUMENTS}
+        return {**self.constants, **shared}
+
+
+_AGLU_ARGUMENTS = inspect.signature(AGLU).parameters
 
 # The starts of Mish and Hardswish minimise the largest difference over lam and kappa.
 # GELU's is the usual one, the nearest on average for inputs of unit variance.
@@ -60,12 +87,12 @@ KINDS: dict[str, Kind] = {
         (F.relu, F.relu_, torch.relu, torch.relu_),
         methods=("relu", "relu_"),
     ),
-    "ReLU6": Kind(nn.ReLU6, "relu", (F.relu6,), options={"max_value": 6.0}),
+    "ReLU6": Kind(nn.ReLU6, "relu", (F.relu6,), constants={"max_value": 6.0}),
     "LeakyReLU": Kind(
         nn.LeakyReLU,
         "relu",
         (F.leaky_relu, F.leaky_relu_),
-        options={"negative_slope": "negative_slope"},
+        arguments={"negative_slope": 0.01},
     ),
     "GELU": Kind(
         nn.GELU, "gelu", (F.gelu,), aliases=("mmcv.cnn.bricks.activation.GELU",)
@@ -76,12 +103,11 @@ KINDS: dict[str, Kind] = {
         {"lam": 1.0, "kappa": 1.048},
         (F.hardswish,),
         aliases=("mmcv.cnn.bricks.hswish.HSwish",),
-        why_not="AGLU comes no nearer to Hardswish than 0.124, at (1, 1.048); name it "
-        "in types to convert it nevertheless",
+        skip_reason="AGLU differs from Hardswish by at least 0.124, at (1, 1.048); "
+        "list it in types to convert it anyway",
     ),
 }
 GATE = "Sigmoid"  # not a Kind: APA replaces it, and only if gates=True
-DEFAULT_SLOPE = 0.01  # of torch's leaky_relu
 
 _HARD_GATE = (
     "a hard sigmoid reaches 0 and 1, APA only in the limit, so the gate could not "
@@ -97,7 +123,7 @@ _UNCONVERTIBLE: dict[Any, str] = {
     nn.Hardsigmoid: _HARD_GATE,
     "mmcv.cnn.bricks.hsigmoid.HSigmoid": _HARD_GATE,
     **{
-        activation: f"no AGLU comes near {activation.__name__}"
+        activation: f"AGLU cannot approximate {activation.__name__}"
         for activation in _NO_COUNTERPART
     },
 }
@@ -108,6 +134,7 @@ _KIND_OF: dict[Any, str] = {
     for key in (kind.module, *kind.aliases, *kind.functions)
 }
 _KIND_OF[nn.Sigmoid] = GATE
+WITH_ARGUMENTS = {name for name, kind in KINDS.items() if kind.arguments}
 KIND_OF_METHOD = {m: name for name, kind in KINDS.items() for m in kind.methods}
 # Words that the source of an inline activation contains, converted or not.
 FUNCTION_NAMES = tuple(
@@ -118,7 +145,8 @@ FUNCTION_NAMES = tuple(
 
 def kind_of(activation: nn.Module | Callable) -> str | None:
     """Return the kind of a module or function, ``GATE`` for a sigmoid; None if none."""
-    return _look_up(_KIND_OF, activation)
+    kind = _look_up(_KIND_OF, activation)
+    return None if kind in KINDS and _misfit(activation, kind) else kind
 
 
 def reason_to_leave(activation: nn.Module | Callable) -> str | None:
@@ -127,7 +155,21 @@ def reason_to_leave(activation: nn.Module | Callable) -> str | None:
         return "TorchScript has compiled it"
     if isinstance(activation, (nn.RNNBase, nn.RNNCellBase)):
         return "torch computes its activations within one operation"
+    kind = _look_up(_KIND_OF, activation)
+    if kind in KINDS:
+        return _misfit(activation, kind) or None
     return _look_up(_UNCONVERTIBLE, activation)
+
+
+def options_of(activation: nn.Module | Callable, kind: str) -> dict[str, Any]:
+    """Return AGLU's arguments, besides ``init``, in place of an activation."""
+    if kind == GATE:
+        return {}
+    return KINDS[kind].aglu_options(KINDS[kind].arguments_of(activation))
+
+
+def _misfit(activation: nn.Module | Callable, kind: str) -> str:
+    return KINDS[kind].misfit(KINDS[kind].arguments_of(activation))
 
 
 def _look_up(table: dict[Any, str], activation: nn.Module | Callable) -> str | None:

@@ -1,4 +1,4 @@
-"""The sites of a model: where an activation can be put in, and how."""
+"""The sites of a model: the places where an activation can be replaced."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import nn
 
 from . import kinds
 from .call_sites import CallReader
-from .edits import BaseCall, SiteCall
 from .grouping import CallGroup, group_calls
-from .rewriting import is_rewritten
+from .rewriting import BaseCall, SiteCall, is_rewritten
 from .rules import BlockConverter, converter_of
 from .source import calls_on_others, is_container, mentions, methods, syntax
 
@@ -22,62 +21,43 @@ _WORTH_READING = (*kinds.FUNCTION_NAMES, "multi_apply", "map(", "for ")
 
 @dataclass
 class PlannedSite:
-    """A site, before the user's options decide on it.
+    """A site, before the user's options decide on it."""
 
-    Attributes:
-        attribute: The module's attribute that is the fixed activation, or, for a
-            function called inline, the one that will hold the learnable one.
-        key: The site's key in the ``ActivationSites`` that the attribute becomes, or
-            the name that a :class:`BlockConverter` gives it; None if the attribute
-            becomes the activation itself.
-        kind: What is there now, a key of ``kinds.KINDS``, or ``kinds.GATE``.
-        options: AGLU's further arguments.
-        shared: Why more than one call leads to it, or "".
-        method: The method that calls a function inline; None for an attribute.
-    """
-
+    # The attribute that is the fixed activation, or that will hold the learnable one
+    # for a function called inline.
     attribute: str
+    # In the ActivationSites that the attribute becomes, or the name that a
+    # BlockConverter gives it; None if the attribute becomes the activation itself.
     key: str | None
-    kind: str
-    options: dict[str, Any]
-    shared: str = ""
-    method: str | None = None
+    kind: str  # a key of kinds.KINDS, or kinds.GATE
+    options: dict[str, Any]  # AGLU's further arguments
+    shared: tuple[str, ...] = ()  # why more than one call leads to it
+    method: str | None = None  # the one that calls a function inline
 
     def fixed_activation(self) -> nn.Module:
         """Return a module that computes what is there now."""
         if self.kind == kinds.GATE:
             return nn.Sigmoid()
-        slope = {k: v for k, v in self.options.items() if k == "negative_slope"}
-        return kinds.KINDS[self.kind].module(**slope)
+        kind = kinds.KINDS[self.kind]
+        arguments = {k: v for k, v in self.options.items() if k in kind.arguments}
+        return kind.module(**arguments)
 
 
 @dataclass
 class ModulePlan:
-    """What there is to convert in one module, its children aside.
-
-    Attributes:
-        module: The module.
-        paths: Its paths in the model, of which reports use the first.
-        ancestors: The modules around it, the nearest first.
-        repeated: Whether it runs more than once in one pass of the model.
-        sites: Its sites.
-        site_calls: The calls to route to them, by the site's attribute.
-        base_calls: Calls of base classes' methods that may contain one of these.
-        left: What cannot be converted, as (name, kind, reason).
-        repeated_children: Names of children used repeatedly with the same weights.
-        converter: What converts the module, if its source is not rewritten.
-    """
+    """The sites of one module, without its children's."""
 
     module: nn.Module
-    paths: list[str] = field(default_factory=list)
-    ancestors: tuple[nn.Module, ...] = ()
-    repeated: bool = False
+    paths: list[str] = field(default_factory=list)  # in the model; reports use [0]
+    ancestors: tuple[nn.Module, ...] = ()  # the nearest first
+    repeated: bool = False  # whether it runs several times in one pass of the model
     sites: list[PlannedSite] = field(default_factory=list)
+    # The calls to route to the sites, by their attribute.
     site_calls: dict[str, list[SiteCall]] = field(default_factory=dict)
-    base_calls: tuple[BaseCall, ...] = ()
-    left: list[tuple[str, str, str]] = field(default_factory=list)
-    repeated_children: set[str] = field(default_factory=set)
-    converter: BlockConverter | None = None
+    base_calls: tuple[BaseCall, ...] = ()  # which may contain one of these calls
+    left: list[tuple[str, str, str]] = field(default_factory=list)  # name, kind, reason
+    repeated_children: set[str] = field(default_factory=set)  # see CallReader
+    converter: BlockConverter | None = None  # used instead of rewriting the source
 
     def path_of(self, site: PlannedSite) -> str:
         """Return a site's path in the model once it is converted."""
@@ -128,48 +108,36 @@ def plan_module(
 ) -> ModulePlan:
     """Find the sites of one module.
 
-    Args:
-        module: The module.
-        is_called_elsewhere: Tells whether some module calls an attribute of that name
-            on an object other than itself.
+    ``is_called_elsewhere(name)`` returns whether some module calls an attribute of that
+    name on an object other than itself.
     """
     plan = ModulePlan(module)
-    activations = _activation_attributes(module)
-    if "forward" in vars(module):
-        plan.sites = [_whole(module, *item) for item in activations.items()]
-        why = "it was replaced on the instance, so the class's source is not what runs"
-        plan.left.append(("forward()", "unknown", why))
-        return plan
-    converter = converter_of(module)
-    if converter is not None and activations.keys() >= set(converter.sites.values()):
-        plan.converter = converter
-        for name, attribute in converter.sites.items():
-            plan.sites.append(_whole(module, attribute, activations[attribute], name))
-        return plan
-    if is_container(module):
-        plan.sites = [_whole(module, *item) for item in activations.items()]
-    elif not is_rewritten(module) and (activations or _is_worth_reading(module)):
-        _read(plan, activations, is_called_elsewhere)
-    return plan
-
-
-def _activation_attributes(module: nn.Module) -> dict[str, str]:
-    """Return the attributes of a module that are activations, with their kinds.
-
-    They are child modules, or functions such as ``self.activation = F.relu``.
-    """
-    return {
+    # Child modules, or functions such as self.activation = F.relu, with their kinds.
+    activations = {
         name: kind
         for name, value in {**module._modules, **vars(module)}.items()
         if callable(value) and (kind := kinds.kind_of(value)) is not None
     }
-
-
-def _is_worth_reading(module: nn.Module) -> bool:
-    functions = (function for _, function in methods(type(module)).values())
-    return mentions(type(module), _WORTH_READING) or any(
-        syntax(function) is None for function in functions
-    )
+    converter = converter_of(module)
+    if "forward" in vars(module):
+        plan.sites = [_whole(module, *item) for item in activations.items()]
+        why = "it was replaced on the instance, so the class's source is not what runs"
+        plan.left.append(("forward()", "unknown", why))
+    elif converter and activations.keys() >= set(converter.sites.values()):
+        plan.converter = converter
+        for name, attribute in converter.sites.items():
+            plan.sites.append(_whole(module, attribute, activations[attribute], name))
+    elif is_container(module):
+        plan.sites = [_whole(module, *item) for item in activations.items()]
+    elif not is_rewritten(module):
+        functions = (function for _, function in methods(type(module)).values())
+        if (
+            activations
+            or mentions(type(module), _WORTH_READING)
+            or any(syntax(function) is None for function in functions)
+        ):
+            _read(plan, activations, is_called_elsewhere)
+    return plan
 
 
 def _read(
@@ -189,11 +157,13 @@ def _read(
         plan.left.append((f"{method}()", "unknown", why))
     for attribute, kind in activations.items():
         own = [group for group in groups if group.first.attribute == attribute]
+        options = kinds.options_of(getattr(module, attribute), kind)
         if attribute in reader.discarded:
             why = "it is called only for its effect on the input"
             plan.left.append((attribute, kind, why))
+        elif kind in kinds.WITH_ARGUMENTS and any(g.first.takes_more for g in own):
+            plan.left.append((attribute, kind, "it is called with further arguments"))
         elif own and attribute not in reader.escapes:
-            options = _options(getattr(module, attribute), kind)
             _add_sites(plan, own, attribute, kind, options)
         elif (
             attribute in reader.escapes
@@ -216,8 +186,7 @@ def _read(
         while hasattr(module, name) or name in taken:
             name += "_inline"
         taken.add(name)
-        options = {**kinds.KINDS[kind].options, **own[0].first.options}
-        _add_sites(plan, own, name, kind, options)
+        _add_sites(plan, own, name, kind, own[0].first.options)
 
 
 def _add_sites(
@@ -246,15 +215,5 @@ def _whole(
     module: nn.Module, attribute: str, kind: str, key: str | None = None
 ) -> PlannedSite:
     """Return the one site of whatever calls an attribute."""
-    activation = module._modules.get(attribute) or vars(module).get(attribute)
-    return PlannedSite(attribute, key, kind, _options(activation, kind))
-
-
-def _options(activation: Any, kind: str) -> dict[str, Any]:
-    options = kinds.KINDS[kind].options if kind in kinds.KINDS else {}
-    return {
-        name: getattr(activation, value, kinds.DEFAULT_SLOPE)
-        if isinstance(value, str)
-        else value
-        for name, value in options.items()
-    }
+    options = kinds.options_of(getattr(module, attribute), kind)
+    return PlannedSite(attribute, key, kind, options)

@@ -1,4 +1,4 @@
-"""What a conversion has made learnable and what it has left."""
+"""The report of a conversion: what became learnable and what was left."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Site:
     was: str
     becomes: str
     start: str
-    shared: str = ""
-    trainable: bool = True
+    shared: str
+    trainable: bool
 
 
 @dataclass(frozen=True)
@@ -56,30 +56,25 @@ class ConversionReport:
         lines = [
             f"{len(self.sites)} activations became learnable"
             + (f", {frozen} of them frozen with their stage" if frozen else "")
-            + f"; {len(self.left)} were left."
+            + f"; {len(self.left)} left unconverted."
         ]
         if self.sites:
-            rows = [("site", "was", "becomes", "start", "shared")]
+            rows = [("site", "replaced", "activation", "start", "shared")]
             for site in self.sites:
                 start = site.start + ("" if site.trainable else ", frozen")
                 rows.append((site.path, site.was, site.becomes, start, site.shared))
             lines += ["", *aligned(rows)]
         if self.left:
-            lines += ["", *aligned([("left", "is", "reason"), *self._left_rows()])]
+            alike: dict[tuple[str, str], list[str]] = {}
+            for left in self.left:
+                alike.setdefault((left.was, left.reason), []).append(left.path)
+            rows = [("left", "activation", "reason")]
+            for reason, paths in alike.items():
+                rows += [(path, *reason) for path in paths[:_SHOWN]]
+                if len(paths) > _SHOWN:
+                    rows.append((f"... and {len(paths) - _SHOWN} more", *reason))
+            lines += ["", *aligned(rows)]
         return "\n".join(lines)
-
-    def _left_rows(self) -> list[tuple[str, str, str]]:
-        """Return the first few paths for each activation and reason."""
-        alike: dict[tuple[str, str], list[str]] = {}
-        for left in self.left:
-            alike.setdefault((left.was, left.reason), []).append(left.path)
-        rows = []
-        for (was, reason), paths in alike.items():
-            more = len(paths) - _SHOWN
-            rows += [(path, was, reason) for path in paths[:_SHOWN]]
-            if more > 0:
-                rows.append((f"... and {more} more", was, reason))
-        return rows
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

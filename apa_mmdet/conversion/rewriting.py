@@ -2,7 +2,7 @@
 
 A module that calls one activation in several places, or a function inline, becomes an
 instance of a subclass made for it. The subclass's methods are the original ones,
-compiled anew from their source with the call expressions replaced. Lines and file names
+recompiled from their source with the call expressions replaced. Lines and file names
 stay, so tracebacks and debuggers show the original code.
 """
 
@@ -12,33 +12,48 @@ import ast
 import copy
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
 from torch import nn
 
-from .edits import BaseCall, SiteCall, position
-from .source import digest, methods, syntax
+from .source import Place, digest, methods, position, syntax
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """A call of an activation, to be routed to its site."""
+
+    place: Place
+    attribute: str  # to call instead
+    # The first number of the key in that attribute's ActivationSites, if more than one
+    # group of calls has sites there, and the loops whose passes are the further ones.
+    # With neither, the attribute is the activation itself.
+    number: str | None
+    loops: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class BaseCall:
+    """A call of a base class's version of a method."""
+
+    place: Place
+    base: type
+    method: str
+    by_name: bool  # Base.method(self, ...), not super().method(...)
 
 
 class ActivationSites(nn.ModuleDict):
-    """The activations of one attribute, a key for each site that calls it.
-
-    Args:
-        name: The class and the attribute, for messages.
-    """
+    """The activations of one attribute, a key for each site that calls it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._name = name
+        self._name = name  # the class and the attribute, for messages
 
     def forward(self, *args: Any) -> NoReturn:
-        """Refuse a call that was not routed to one of the sites.
-
-        Raises:
-            RuntimeError: Always.
-        """
+        """Raise a RuntimeError: this call was not routed to one of the sites."""
         raise RuntimeError(
             f"this call of {self._name} has no site: it is outside the module's own "
             f"methods, or a condition excluded it when the model was converted; set "
@@ -56,7 +71,7 @@ def rewrite(
 
 
 def is_rewritten(module: nn.Module) -> bool:
-    """Tell whether a module's class was made by :func:`rewrite`."""
+    """Return whether a module's class was made by :func:`rewrite`."""
     return "_made_from" in vars(type(module))
 
 
@@ -64,12 +79,13 @@ def is_rewritten(module: nn.Module) -> bool:
 def _subclass(
     base: type, site_calls: frozenset[SiteCall], base_calls: frozenset[BaseCall]
 ) -> type:
+    made_from = base, site_calls, base_calls, digest(base)
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
-        "__reduce_ex__": _reduce,
-        "_made_from": (base, site_calls, base_calls, digest(base)),
+        "__reduce_ex__": lambda self, _: (_revive, made_from, vars(self)),
+        "_made_from": made_from,
     }
     names = {(owner, name): name for name, (owner, _) in methods(base).items()}
     # A base class's version, which a super() call runs, needs a name of its own.
@@ -85,10 +101,6 @@ def _subclass(
         alias = names[call.base, call.method]
         namespace.setdefault(alias, vars(call.base)[call.method])
     return type(base.__name__, (base,), namespace)
-
-
-def _reduce(self: nn.Module, protocol: int) -> tuple:
-    return _revive, type(self)._made_from, self.__dict__
 
 
 def _revive(
@@ -109,7 +121,7 @@ def _changed(owner: type, *methods: str) -> RuntimeError:
         f"{' and '.join(sorted(methods))}() of {owner.__module__}."
         f"{owner.__qualname__} is not what it was when this model was converted: the "
         f"source of the class has changed, or another release of it is installed; "
-        f"build the model anew, convert it, and load a state_dict instead"
+        f"rebuild the model, convert it, and load a state_dict instead"
     )
 
 
@@ -122,14 +134,21 @@ def _rewritten(
     """Return a method with these calls replaced.
 
     It shares the original's globals, defaults and enclosing scopes; decorators are
-    applied to it anew.
+    re-applied to it.
     """
     function = vars(owner).get(method)
     definition = copy.deepcopy(syntax(function)) if callable(function) else None
     if definition is None:
         raise _changed(owner, method)
     decorators, definition.decorator_list = definition.decorator_list, []
-    rewriter = _Rewriter(owner, definition.args.args[0].arg, calls, names)
+    arguments, definition.returns = definition.args, None
+    for argument in ast.walk(arguments):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    # Already evaluated; the new function takes the original's values.
+    arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
+    arguments.kw_defaults = [d and ast.Constant(None) for d in arguments.kw_defaults]
+    rewriter = _Rewriter(owner, arguments.args[0].arg, calls, names)
     definition = rewriter.visit(definition)
     if rewriter.pending:
         raise _changed(owner, method)
@@ -164,16 +183,10 @@ def _inner_code(code: CodeType) -> CodeType:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Replaces calls in a method.
+    """Replaces calls in a method of class ``owner``; ``self_name`` is its ``self``.
 
-    Args:
-        owner: The class that defines the method.
-        self_name: What the method calls the module.
-        calls: The calls.
-        names: The new methods' names, by the class and name of the original.
-
-    Attributes:
-        pending: Positions of calls and loops that have not been visited yet.
+    ``names`` gives the new methods' names, by the class and name of the original;
+    ``pending`` holds the positions of calls and loops that have not been visited yet.
     """
 
     def __init__(
@@ -192,24 +205,9 @@ class _Rewriter(ast.NodeTransformer):
             loop.position: f"_pass_{i}" for i, loop in enumerate(dict.fromkeys(loops))
         }
         self.pending = {*self.calls, *self.counters}
-        self.is_outermost = True
 
     def _attribute(self, name: str) -> ast.Attribute:
         return ast.Attribute(ast.Name(self.self_name, ast.Load()), name, ast.Load())
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        if self.is_outermost:
-            self.is_outermost = False
-            # Already evaluated; the new function takes the original's values.
-            node.args.defaults = [ast.Constant(None) for _ in node.args.defaults]
-            node.args.kw_defaults = [
-                default and ast.Constant(None) for default in node.args.kw_defaults
-            ]
-            node.returns = None
-            for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg):
-                    argument.annotation = None
-        return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         here = position(node)

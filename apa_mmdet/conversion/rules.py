@@ -1,12 +1,13 @@
-"""What a library's modules mean that their code does not tell, handed in by it.
+"""Library-specific knowledge that cannot be read from a module's code.
 
 The conversion itself knows only torch. A package that knows more about particular
-classes describes them as :class:`ModelRules` and hands these in by :func:`add_rules`.
-``apa_mmdet.models.conversion_rules`` does so for MMDetection.
+classes describes them as :class:`ModelRules` and registers them with
+:func:`add_rules`. ``apa_mmdet.models.conversion_rules`` does so for MMDetection.
 """
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -62,10 +63,7 @@ def add_rules(rules: ModelRules) -> None:
 
 def converter_of(module: nn.Module) -> BlockConverter | None:
     """Return the converter of a module's class, if there is one."""
-    for rules in _RULES:
-        if type(module) in rules.converters:
-            return rules.converters[type(module)]
-    return None
+    return ChainMap(*(rules.converters for rules in _RULES)).get(type(module))
 
 
 def finish(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import linecache
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
 
@@ -15,6 +16,22 @@ from torch import nn
 
 # Read although it is torch's own, because it takes its activation as a function.
 _READ_IN_TORCH = "torch.nn.modules.transformer"
+
+Position = tuple[int, int, int, int]
+
+
+def position(node: ast.AST) -> Position:
+    """Return a node's first line and column and its last ones, as in the file."""
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node in a method: the class that defines it, its name, and the position."""
+
+    owner: type
+    method: str
+    position: Position
 
 
 @cache
@@ -43,10 +60,8 @@ def syntax(function: Callable) -> ast.FunctionDef | None:
         return None
     node = nodes.get((inner.__code__.co_name, inner.__code__.co_firstlineno))
     for decorator in node.decorator_list if node is not None else ():
-        names = (n.id for n in ast.walk(decorator) if isinstance(n, ast.Name))
-        if not all(
-            name in inner.__globals__ or hasattr(builtins, name) for name in names
-        ):
+        names = {n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)}
+        if names - inner.__globals__.keys() - vars(builtins).keys():
             return None  # it could not be applied to a changed version
     return node
 
@@ -57,11 +72,9 @@ def readable_classes(cls: type) -> tuple[type, ...]:
     return tuple(
         klass
         for klass in cls.__mro__
-        if klass is not object
-        and (
-            not klass.__module__.startswith("torch.")
-            or klass.__module__ == _READ_IN_TORCH
-        )
+        if klass.__module__ == _READ_IN_TORCH
+        or klass is not object
+        and not klass.__module__.startswith("torch.")
     )
 
 
@@ -79,24 +92,20 @@ def methods(cls: type) -> dict[str, tuple[type, FunctionType]]:
     return by_name
 
 
-def inherited(cls: type, after: type, name: str) -> tuple[type, FunctionType] | None:
-    """Return what ``super().name`` in class ``after`` runs on an instance of ``cls``.
+def inherited(cls: type, after: type, name: str) -> type | None:
+    """Return the class whose ``name`` a ``super().name`` in class ``after`` reaches.
 
-    None if that is one of torch's methods, or not a function.
+    ``cls`` is the class of the instance. None if that class is not readable.
     """
     mro = cls.__mro__
-    for klass in mro[mro.index(after) + 1 :]:
-        if name in vars(klass):
-            value = vars(klass)[name]
-            readable = klass in readable_classes(cls)
-            is_method = readable and isinstance(value, FunctionType)
-            return (klass, value) if is_method else None
-    return None
+    owners = (k for k in mro[mro.index(after) + 1 :] if name in vars(k))
+    owner = next(owners, None)
+    return owner if owner in readable_classes(cls) else None
 
 
 @cache
 def mentions(cls: type, words: tuple[str, ...]) -> bool:
-    """Tell whether the source of a class or of its bases contains one of the words."""
+    """Return whether the source of a class or its bases contains one of the words."""
     return any(
         word in text for text in map(_text, readable_classes(cls)) for word in words
     )
@@ -119,7 +128,7 @@ def _text(cls: type) -> str:
 
 @cache
 def calls_on_others(cls: type, name: str) -> bool:
-    """Tell whether a method of a class calls ``name(x)`` on anything but ``self``."""
+    """Return whether a method of a class calls ``name(x)`` on anything but ``self``."""
     if not mentions(cls, (f".{name}(",)):
         return False
     for _, function in methods(cls).values():
@@ -127,10 +136,8 @@ def calls_on_others(cls: type, name: str) -> bool:
         if definition is None or not definition.args.args:
             continue
         # Neither the module itself nor something like torch.nn.functional.
-        not_others = {
-            definition.args.args[0].arg,
-            *inspect.unwrap(function).__globals__,
-        }
+        self_name = definition.args.args[0].arg
+        not_others = {self_name, *inspect.unwrap(function).__globals__}
         for node in ast.walk(definition):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 receiver = ast.unparse(node.func.value)
@@ -140,10 +147,8 @@ def calls_on_others(cls: type, name: str) -> bool:
 
 
 def is_container(module: nn.Module) -> bool:
-    """Tell whether torch's own code, or the parent's, calls the children in turn."""
-    forward = type(module).forward
-    return forward in (
-        nn.Sequential.forward,
-        nn.ModuleList.forward,
-        nn.ModuleDict.forward,
-    ) and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    """Return whether torch's own code, or the parent's, calls the children in turn."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return isinstance(module, containers) and any(
+        type(module).forward is container.forward for container in containers
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,33 +27,30 @@ def evaluate(
 ) -> Any:
     """Return the value of an expression, or UNKNOWN.
 
-    Args:
-        expression: It may read attributes of known values, index, compare and count.
-            Any other call makes it UNKNOWN.
-        known: Values of local names, ``self`` among them.
-        module_globals: The globals of the function that contains it.
+    It may read attributes, index, compare and count; any other call makes it UNKNOWN.
+    ``known`` has the values of local names, ``self`` among them.
     """
+    if isinstance(expression, ast.Starred):
+        return UNKNOWN
+    names = {**module_globals, **_FUNCTIONS, **known}
     for node in ast.walk(expression):
         if isinstance(node, ast.Call):
             func = node.func
             is_view = isinstance(func, ast.Attribute) and func.attr in _VIEWS
-            is_known = isinstance(func, ast.Name) and func.id in _FUNCTIONS
-            if not is_view and not is_known:
-                return UNKNOWN
+            is_known = is_view or getattr(func, "id", None) in _FUNCTIONS
         elif isinstance(node, ast.Attribute):
-            if node.attr in _CHANGING:
-                return UNKNOWN
+            is_known = node.attr not in _CHANGING
         elif isinstance(node, ast.Name):
-            name = node.id
-            if name not in known and name not in _FUNCTIONS:
-                if name not in module_globals:
-                    return UNKNOWN
-        elif isinstance(node, (ast.Lambda, ast.NamedExpr, ast.Await, ast.Yield)):
+            is_known = node.id in names
+        else:
+            unknown = (ast.Lambda, ast.NamedExpr, ast.Await, ast.Yield)
+            is_known = not isinstance(node, unknown)
+        if not is_known:
             return UNKNOWN
     code = compile(ast.Expression(expression), "<expression>", "eval")
     try:
         # A comprehension looks its names up among the globals.
-        return eval(code, {**module_globals, **_FUNCTIONS, **known})  # noqa: S307
+        return eval(code, names)  # noqa: S307
     except Exception:  # whatever a property or an index may raise
         return UNKNOWN
 
@@ -76,22 +74,15 @@ def decide(
 
 def loop_values(iterable: Any) -> list | None:
     """Return the values that a loop over ``iterable`` takes, None if unknown."""
-    if iterable is UNKNOWN or isinstance(iterable, (str, Tensor)):
+    if isinstance(iterable, (str, Tensor)) or not isinstance(iterable, Iterable):
         return None
-    if isinstance(iterable, nn.Module) and not hasattr(iterable, "__iter__"):
-        return None
-    if not isinstance(iterable, Iterable):
-        return None
-    values = []
-    for value in iterable:
-        if isinstance(value, Tensor) or len(values) == _LONGEST_LOOP:
-            return None
-        values.append(value)
-    return values
+    values = list(islice(iterable, _LONGEST_LOOP + 1))
+    is_unknown = any(isinstance(value, Tensor) for value in values)
+    return None if is_unknown or len(values) > _LONGEST_LOOP else values
 
 
 def contain_modules(values: list) -> bool:
-    """Tell whether any of a loop's values is a module, or a tuple with one."""
+    """Return whether any of a loop's values is a module, or a tuple with one."""
     return any(
         isinstance(item, nn.Module)
         for value in values
@@ -103,14 +94,10 @@ def bind(target: ast.expr, value: Any) -> dict[str, Any]:
     """Return the local names that ``target = value`` would set."""
     if isinstance(target, ast.Name):
         return {target.id: value}
-    if isinstance(target, (ast.Tuple, ast.List)):
-        try:
-            values = list(value)
-        except TypeError:
-            values = []
+    names: dict[str, Any] = {}
+    if isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, Iterable):
+        values = list(value)
         if len(values) == len(target.elts):
-            names: dict[str, Any] = {}
             for element, item in zip(target.elts, values):
                 names.update(bind(element, item))
-            return names
-    return {}
+    return names

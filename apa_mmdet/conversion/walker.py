@@ -11,16 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from .edits import Place, position
-from .source import methods, syntax
-from .static_values import (
-    UNKNOWN,
-    bind,
-    contain_modules,
-    decide,
-    evaluate,
-    loop_values,
-)
+from .source import Place, methods, position, syntax
+from .static_values import UNKNOWN, bind, contain_modules, decide, evaluate, loop_values
 
 
 class Walker(ast.NodeVisitor):
@@ -29,28 +21,19 @@ class Walker(ast.NodeVisitor):
     Of a condition on the module's attributes, only the branch it selects is visited. A
     loop over the module's own layers is visited once for each layer, any other loop
     once.
-
-    Args:
-        module: The module.
-
-    Attributes:
-        methods: The methods of the module, with the class of each.
-        reached: The methods that have been visited.
-        unreadable: Methods whose source could not be read.
-        loops: The loops over own layers around the current node, outermost first.
-        index: The pass through each of those loops.
-        repeated: Whether the current node runs more than once with the same weights.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.methods = methods(type(module))
-        self.unreadable: dict[str, None] = {}
+        self.unreadable: dict[str, None] = {}  # methods without source, in order
         self.reset()
 
     def reset(self) -> None:
         """Reset the traversal."""
-        self.reached: set[tuple[type, str]] = set()
+        self.reached: set[tuple[type, str]] = set()  # methods that have been visited
+        # Around the current node: loops over own layers, outermost first, with the pass
+        # through each, and whether it runs several times with the same weights.
         self.loops: tuple[Place, ...] = ()
         self.index: tuple[int, ...] = ()
         self.repeated = False
@@ -63,14 +46,7 @@ class Walker(ast.NodeVisitor):
     def enter(
         self, name: str, owner: type, function: FunctionType, known: Mapping
     ) -> None:
-        """Visit a method, which may be a base class's version.
-
-        Args:
-            name: Its name.
-            owner: The class that defines it.
-            function: The method.
-            known: The known values of its parameters.
-        """
+        """Visit a method of class ``owner``, with known values of parameters."""
         here = (owner, name)
         if here in self._stack:
             return
@@ -109,7 +85,7 @@ class Walker(ast.NodeVisitor):
         return evaluate(node, self._known, self._globals)
 
     def is_self(self, node: ast.AST) -> bool:
-        """Tell whether a node is the module."""
+        """Return whether a node is the module."""
         return isinstance(node, ast.Name) and node.id == self._self
 
     @contextmanager
@@ -133,11 +109,9 @@ class Walker(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: D102
         with self._without(argument.arg for argument in node.args.args):
-            self._run(node.body)
+            self._run(node.body if isinstance(node.body, list) else [node.body])
 
-    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: D102
-        with self._without(argument.arg for argument in node.args.args):
-            self.visit(node.body)
+    visit_Lambda = visit_FunctionDef
 
     def visit_With(self, node: ast.With) -> bool:  # noqa: D102
         for item in node.items:
@@ -167,30 +141,39 @@ class Walker(ast.NodeVisitor):
     # ------------------------------------------------------------------------ loops
     def visit_For(self, node: ast.For) -> None:  # noqa: D102
         self.visit(node.iter)
-        self._loop(node, node.target, node.iter, node.body)
-        self._run(node.orelse)
-
-    def _loop(self, here: ast.AST, target: ast.expr, over: ast.expr, body: list):
-        values = loop_values(self.value(over))
+        values = loop_values(self.value(node.iter))
         known, loops, index = self._known, self.loops, self.index
         repeated = self.repeated
         if values is None:
             self.repeated = True
-            with self._without(_names(target)):
-                self._run(body)
+            with self._without(_names(node.target)):
+                self._run(node.body)
         else:
-            is_own = contain_modules(values) or self._selects(target, body)
+            is_own = contain_modules(values) or self._selects(node.target, node.body)
             if is_own:
-                self.loops = (*loops, self.place(here))
+                self.loops = (*loops, self.place(node))
             for number, value in enumerate(values):
-                self._known = {**known, **bind(target, value)}
+                self._known = {**known, **bind(node.target, value)}
                 self.index = (*index, number) if is_own else index
-                self._run(body)
+                self._run(node.body)
         self._known, self.loops, self.index = known, loops, index
         self.repeated = repeated
+        self._run(node.orelse)
+
+    def _comprehension(self, node: Any) -> None:
+        """Visit a comprehension as the nested loops that it stands for."""
+        body = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        for generator in reversed(node.generators):
+            body = [*generator.ifs, *body]
+            loop = ast.For(generator.target, generator.iter, body, [])
+            body = [ast.copy_location(loop, generator.iter)]
+        self._run(body)
+
+    visit_ListComp = visit_SetComp = visit_GeneratorExp = _comprehension
+    visit_DictComp = _comprehension
 
     def _selects(self, target: ast.expr, body: list) -> bool:
-        """Tell whether the loop's variable selects among the module's own layers."""
+        """Return whether the loop's variable selects among the module's own layers."""
         names = _names(target)
         for node in (node for statement in body for node in ast.walk(statement)):
             if isinstance(node, ast.Subscript):
@@ -204,37 +187,6 @@ class Walker(ast.NodeVisitor):
             if self.is_self(root) and _names(key) & names:
                 return True
         return False
-
-    def _comprehension(self, node: Any) -> None:
-        results = (
-            [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-        )
-        self._generators(node.generators, results)
-
-    def _generators(self, generators: list[ast.comprehension], results: list) -> None:
-        first, *others = generators
-        inner = results
-        if others:
-            # As it would be written in a loop's body.
-            inner = [_Nested(others, results)]
-        self.visit(first.iter)
-        self._loop(first.iter, first.target, first.iter, [*first.ifs, *inner])
-
-    def visit__Nested(self, node: _Nested) -> None:  # noqa: D102
-        self._generators(node.generators, node.results)
-
-    visit_ListComp = visit_SetComp = visit_GeneratorExp = _comprehension
-    visit_DictComp = _comprehension
-
-
-class _Nested(ast.AST):
-    """The second and later generators of a comprehension."""
-
-    _fields = ("generators", "results")
-
-    def __init__(self, generators: list[ast.comprehension], results: list) -> None:
-        super().__init__()
-        self.generators, self.results = generators, results
 
 
 def _names(node: ast.AST) -> set[str]:

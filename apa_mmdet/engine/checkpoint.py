@@ -16,11 +16,7 @@ def read_checkpoint(
 ) -> Any:
     """Return the content of a checkpoint file, without running any code in it.
 
-    Args:
-        path: The file.
-        map_location: As in :func:`torch.load`.
-        weights_only: As in :func:`torch.load`; None is torch's default, True since
-            torch 2.6.
+    The arguments are those of :func:`torch.load`; ``weights_only=None`` is its default.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -40,9 +36,9 @@ def read_checkpoint(
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused:
         raise error_type(
-            f"{path} asks for {refused[1]}, which no checkpoint needs; the file was "
-            f"refused and none of its code was run. Get the weights from a source you "
-            f"trust"
+            f"{path} references {refused[1]}, which checkpoints must not contain; the "
+            f"file was refused and none of its code was run. Get the weights from a "
+            f"source you trust"
         )
     reason = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error))
     reason = reason.splitlines()[0] if reason else type(error).__name__
@@ -54,9 +50,8 @@ def read_checkpoint(
 
 def register_loader() -> None:
     """Make MMEngine read local files with :func:`read_checkpoint`."""
+
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        return read_checkpoint(osp.expanduser(filename), map_location, None)
+
     CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
-
-
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Return what MMEngine's function of this name returns, with clearer errors."""
-    return read_checkpoint(osp.expanduser(filename), map_location, weights_only=None)

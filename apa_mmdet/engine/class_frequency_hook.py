@@ -33,19 +33,16 @@ class ClassFrequencyHook(Hook):
         """Read the frequencies if this run trains."""
         # By now only train() has built the loop. Reading runner.train_loop instead
         # would build the training data set even to test.
-        loop = runner._train_loop
-        if not isinstance(loop, BaseLoop):
-            return
-        losses = _losses(runner)
-        if not losses:
+        loop, losses = runner._train_loop, _losses(runner)
+        if not losses or not isinstance(loop, BaseLoop):
             return
         self._frequency = class_frequency(loop.dataloader.dataset)
         for loss in losses:
             loss.set_class_frequency(self._frequency)
+        low, high = self._frequency.min(), self._frequency.max()
         runner.logger.info(
-            f"class frequencies read from the training data: "
-            f"{len(self._frequency)} classes, "
-            f"{self._frequency.min():.2g} to {self._frequency.max():.2g} of the images"
+            f"class frequencies read from the training data: {len(self._frequency)} "
+            f"classes, {low:.2g} to {high:.2g} of the images"
         )
 
     def before_train(self, runner: Runner) -> None:
@@ -55,11 +52,10 @@ class ClassFrequencyHook(Hook):
         for loss in _losses(runner):
             loaded = loss.class_frequency.cpu().to(self._frequency.dtype)
             if loaded.any() and not torch.allclose(loaded, self._frequency):
+                largest = (loaded - self._frequency).abs().max()
                 runner.logger.warning(
-                    "the checkpoint's class frequencies differ from those of the "
-                    "training data by up to "
-                    f"{(loaded - self._frequency).abs().max():.2g}; the training "
-                    "data's are used"
+                    f"the checkpoint's class frequencies differ from those of the "
+                    f"training data by up to {largest:.2g}; the latter are used"
                 )
             loss.set_class_frequency(self._frequency)
 

@@ -1,11 +1,9 @@
 """Operation counts of AGLU, APA and log APA for MMEngine's complexity analysis.
 
 MMDetection's ``tools/analysis_tools/get_flops.py`` traces the model and looks up each
-traced operation in a table in MMEngine, to which this module adds the activations: the
-native operators, and the ``torch.autograd.Function`` that is used where these do not
-apply.
+traced operation in a table in MMEngine, to which this module adds the activations.
 
-Per element, with the signs folded into the constants:
+Per element, with the signs absorbed by the constants:
 
 =========  =========================================================  =====
 function   operations                                                 count
@@ -15,12 +13,9 @@ apa        the same, exp                                                  6
 aglu       the same, exp, ``x *``                                         7
 =========  =========================================================  =====
 
-exp and log1p count as one operation each. The guards that keep the result finite are
-not counted, nor is a conversion of the dtype.
-
-MMEngine counts nothing for ReLU, and lists SiLU, GELU and sigmoid as unsupported, which
-adds nothing either. A converted detector therefore shows these operations on top of
-those of the original, although the original's activations are not free.
+exp and log1p count as one operation each; the guards that keep the result finite and
+conversions of the dtype do not count. MMEngine counts nothing for ReLU, SiLU, GELU and
+sigmoid, so a converted detector shows these operations on top of the original's.
 """
 
 from __future__ import annotations
@@ -30,17 +25,13 @@ from math import prod
 from typing import Any
 
 _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
-# Of the operators and of apa_mmdet.ops.plain's function, as a trace names them.
+# The native operators, and the Function of apa_mmdet.ops.plain, used where these do not
+# apply: a trace knows it only by its class's name.
 _KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._PlainAPA")
 
 
 def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Return the operation count of one call in a traced graph, by function name.
-
-    Args:
-        inputs: The call's arguments, as ``torch._C.Value``.
-        outputs: Its result, of the shape of x, as ``torch._C.Value``.
-    """
+    """Return the operation count of one call in a traced graph, by function name."""
     node = outputs[0].node()
     if node.kind() == "prim::PythonOp":
         name, *_ = node.scalar_args()

@@ -36,7 +36,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
-        help="what started the processes",
+        help="job launcher",
     )
     # torch.distributed.launch passes this option; torchrun sets the variable itself.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
@@ -47,11 +47,7 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
 
     Args:
         args: Arguments from a parser with :func:`add_common_arguments`.
-        splits: Data sets whose files must exist.
-
-    Raises:
-        SystemExit: If the config file or one of the files it names does not exist, or
-            if ``load_from`` is not a checkpoint.
+        splits: Data sets whose files must exist; without them it raises SystemExit.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not osp.isfile(args.config):
@@ -62,11 +58,8 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     if "data_root" in options:
         set_data_root(cfg, options.pop("data_root"))
     cfg.merge_from_dict(options)
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get("work_dir") is None:
-        name = osp.splitext(osp.basename(args.config))[0]
-        cfg.work_dir = osp.join("work_dirs", name)
+    name = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
     if "train" in splits:
         prepare_load_from(cfg)
     try:
@@ -79,11 +72,8 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
 def is_backbone_checkpoint(path: str) -> bool:
     """Return whether a checkpoint contains only a backbone or a classifier.
 
-    MMEngine does not notice: it finds none of the detector's keys in such a file and
-    continues with random weights.
-
-    Raises:
-        SystemExit: If the file does not exist, cannot be read, or contains no weights.
+    MMEngine finds none of a detector's keys in such a file and continues with random
+    weights. Raises SystemExit if the file cannot be read or contains no weights.
     """
     try:
         weights, _ = weights_of(read_checkpoint(path, weights_only=None))
@@ -95,13 +85,9 @@ def is_backbone_checkpoint(path: str) -> bool:
 
 
 def prepare_load_from(cfg: Config) -> None:
-    """Check ``load_from`` before the data is read; load a backbone into the backbone.
+    """Check ``load_from`` before the data is read; a backbone becomes an ``init_cfg``.
 
-    If the file contains only a backbone or a classifier, it becomes the ``init_cfg`` of
-    the config's backbone instead.
-
-    Raises:
-        SystemExit: If the file is not a checkpoint, or the config cannot use it.
+    Raises SystemExit if the file is not a checkpoint, or the config cannot use it.
     """
     path = cfg.get("load_from")
     if not path or "://" in path:
@@ -124,20 +110,10 @@ def build_runner(cfg: Config) -> Runner:
     """Return the config's runner; without a GPU, several processes use gloo."""
     setup_cache_size_limit_of_dynamo()
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
-        _prepare_cpu_processes(cfg)
+        # What MMEngine's launcher does only for GPUs.
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        ddp = dict(type="MMDistributedDataParallel", device_ids=None)
+        ddp["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
+        cfg.setdefault("model_wrapper_cfg", dict(ddp, broadcast_buffers=False))
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-
-
-def _prepare_cpu_processes(cfg: Config) -> None:
-    """Do for CPUs what MMEngine's launcher does only for GPUs."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    cfg.setdefault(
-        "model_wrapper_cfg",
-        dict(
-            type="MMDistributedDataParallel",
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get("find_unused_parameters", False),
-        ),
-    )

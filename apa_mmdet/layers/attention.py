@@ -8,20 +8,16 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
-def _is_apa(gate_cfg: dict) -> bool:
-    return gate_cfg["type"] == "APA"
-
-
 def _norm_and_mlp(
     in_channels: int, ratio: int, gate_cfg: dict, bias: bool
 ) -> tuple[nn.Module, nn.Sequential]:
-    """Return what precedes a channel gate; norm and dropout belong to APA only."""
+    """Return the layers before a channel gate; norm and dropout belong to APA only."""
     if not 1 <= ratio <= in_channels:
         raise ValueError(
             f"in_channels={in_channels}, ratio={ratio}: expected "
             f"1 <= ratio <= in_channels; lower ratio"
         )
-    adaptive = _is_apa(gate_cfg)
+    adaptive = gate_cfg["type"] == "APA"
     mlp = nn.Sequential(
         nn.Linear(in_channels, in_channels // ratio, bias),
         nn.ReLU(inplace=True),
@@ -123,7 +119,7 @@ class APACBAM(nn.Module):
     ) -> None:
         super().__init__()
         gate_cfg = dict(type="APA") if gate_cfg is None else dict(gate_cfg)
-        if _is_apa(gate_cfg):
+        if gate_cfg["type"] == "APA":
             gate_cfg.setdefault("init", dict(lam=(0.0, 1.0), kappa=(0.0, 1.0)))
         self.channel_gate = _ChannelGate(in_channels, ratio, gate_cfg)
         self.spatial_gate = _SpatialGate(gate_cfg)

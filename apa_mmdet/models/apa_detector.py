@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmdet.registry import MODELS
@@ -13,19 +13,11 @@ from torch import nn
 from ..conversion import convert_activations
 from ..optim import decay_advice
 
+_, *_OPTIONS = inspect.signature(convert_activations).parameters
+
 
 @MODELS.register_module()
-def APADetector(
-    base_type: str | None = None,
-    parts: Sequence[str] | None = None,
-    activation: str | Mapping | type = "AGLU",
-    init: str | Mapping = "auto",
-    types: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    gates: bool = False,
-    filter_fn: str | Callable[[nn.Module, str], bool] | None = None,
-    **kwargs: Any,
-) -> nn.Module:
+def APADetector(base_type: str | type | None = None, **kwargs: Any) -> nn.Module:
     """Build a detector and make its activations learnable.
 
     A config uses it as a type, whatever the detector is::
@@ -41,24 +33,14 @@ def APADetector(
 
     Args:
         base_type: Type of the detector.
-        parts: Parts to convert, such as ``['backbone', 'neck']``; by default all.
-        activation: What to put in.
-        init: Starting values, by default those closest to what is replaced.
-        types: Activation types to convert.
-        exclude: Patterns of paths to leave.
-        gates: If True, sigmoid gates become bare APA.
-        filter_fn: ``filter_fn(module, path) -> bool``, which selects activations; or
-            its name, ``'package.module.function'``, with which a config can be saved.
-        **kwargs: Everything else of the detector.
-
-    Returns:
-        The detector. See :func:`apa_mmdet.conversion.convert_activations` for the
-        options above, how it works and what is decided at the conversion.
+        **kwargs: The options of :func:`~apa_mmdet.conversion.convert_activations`
+            (``parts``, ``activation``, ``init``, ``types``, ``exclude``, ``gates``,
+            ``filter_fn``), and the arguments of the detector.
 
     Raises:
-        TypeError: If ``activation`` is not an APA or AGLU.
-        ValueError: If ``base_type`` is missing or is APADetector itself, if an option
-            matches nothing in the detector, or if ``filter_fn`` names nothing.
+        TypeError: If an option has the wrong type.
+        ValueError: If ``base_type`` is missing or is APADetector itself, or if an
+            option does not fit the detector.
     """
     if base_type is None:
         raise ValueError(
@@ -71,10 +53,9 @@ def APADetector(
             f"base_type={base_type!r}: the base config has a converted detector "
             "already; inherit from it without a type, or change its options there"
         )
+    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
     detector = MODELS.build(dict(type=base_type, **kwargs))
-    report = convert_activations(
-        detector, activation, init, parts, types, exclude, gates, filter_fn
-    )
+    report = convert_activations(detector, **options)
     print_log(f"{type(detector).__name__}: {report}", logger="current")
     advice = decay_advice() if report.sites else None
     if advice is not None:

@@ -1,4 +1,4 @@
-"""What a ResNet's state dict says about its architecture."""
+"""The architecture of a ResNet, as far as its state dict shows it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,14 @@ _PLUGINS = {"se": "APASELayer", "cbam": "APACBAM"}
 
 
 class Architecture(NamedTuple):
-    """What distinguishes one ResNet from another, as far as its parameters show.
+    """The properties in which ResNets differ and that their parameters show."""
 
-    Attributes:
-        blocks: Number of residual blocks in each stage.
-        bottleneck: Whether the blocks have a third convolution (depth 50 and more).
-        attention: ``'se'``, ``'cbam'`` or None.
-        adaptive: Whether the blocks' activations have lambda and kappa.
-        adaptive_gate: Whether the attention gate has lambda and kappa.
-        attention_norm: Whether the attention has a LayerNorm.
-    """
-
-    blocks: tuple[int, ...]
-    bottleneck: bool
-    attention: str | None
-    adaptive: bool
-    adaptive_gate: bool
-    attention_norm: bool
+    blocks: tuple[int, ...]  # residual blocks in each stage
+    bottleneck: bool  # whether the blocks have a third convolution (depth 50 and more)
+    attention: str | None  # 'se' or 'cbam'
+    adaptive: bool  # whether the blocks' activations have lambda and kappa
+    adaptive_gate: bool  # whether the attention's gate has lambda and kappa
+    attention_norm: bool  # whether the attention has a LayerNorm
 
     @property
     def depth(self) -> int | None:
@@ -43,14 +34,10 @@ class Architecture(NamedTuple):
 
 def backbone_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a detector's backbone; a backbone's own are unchanged."""
-    prefix = "backbone."
-    if any(key.startswith("layer1.") for key in state_dict):
+    of_backbone = [key for key in state_dict if key.startswith("backbone.")]
+    if not of_backbone or any(key.startswith("layer1.") for key in state_dict):
         return dict(state_dict)
-    return {
-        key.removeprefix(prefix): value
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    } or dict(state_dict)
+    return {key.removeprefix("backbone."): state_dict[key] for key in of_backbone}
 
 
 def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
@@ -76,11 +63,8 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
 def backbone_cfg(state_dict: Mapping[str, Tensor]) -> dict:
     """Return the config of the backbone to which a complete state dict belongs.
 
-    Args:
-        state_dict: Weights with this package's names and without a prefix.
-
-    Raises:
-        ValueError: If it is not a ResNet or ResNeXt that APAResNet(Xt) can build.
+    Its names are this package's. Raises a ValueError if it is not a ResNet or ResNeXt
+    that APAResNet(Xt) can build.
     """
     arch = architecture(state_dict)
     stem = state_dict.get("conv1.weight")
@@ -110,56 +94,43 @@ def backbone_cfg(state_dict: Mapping[str, Tensor]) -> dict:
 
 
 def mismatches(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
-    """Describe how a file's architecture differs from a model's, and what to set.
+    """Return a sentence for each difference from a backbone's file, and what to set.
 
-    Args:
-        file: A backbone's weights with this package's names and without a prefix.
-        model: The state dict of the model that loads them.
-
-    Returns:
-        A sentence for each difference; none if the file matches the model.
+    The names in the file are this package's; ``model`` is the state dict to be filled.
     """
     theirs, ours = architecture(file), architecture(model)
+    differences = []
+
+    def differ(what: str, of_file: str, of_model: str, remedy: str) -> None:
+        differences.append(
+            f"the file's {what} {of_file}, the model's {of_model}; {remedy}"
+        )
+
     # A model may have fewer stages than the file.
     common = min(len(theirs.blocks), len(ours.blocks))
-    differences = []
-    if (theirs.bottleneck, theirs.blocks[:common]) != (
-        ours.bottleneck,
-        ours.blocks[:common],
-    ):
-        differences.append(
-            f"the file contains {_stages(theirs)}, the model has {_stages(ours)}; set "
-            f"depth={theirs.depth or 'its depth'}"
-        )
+    stages = [(arch.bottleneck, arch.blocks[:common]) for arch in (theirs, ours)]
+    if stages[0] != stages[1]:
+        remedy = f"set depth={theirs.depth or 'its depth'}"
+        differ("backbone is", _stages(theirs), _stages(ours), remedy)
     if theirs.attention != ours.attention:
-        remedy = "drop it from plugins"
-        if theirs.attention:
-            remedy = (
-                f"set plugins=[dict(cfg=dict(type='{_PLUGINS[theirs.attention]}'), "
-                f"position='after_conv3')]"
-            )
-        differences.append(
-            f"the file contains {_named(theirs.attention)}, the model has "
-            f"{_named(ours.attention)}; {remedy}"
-        )
+        plugin = f"dict(cfg=dict(type='{_PLUGINS.get(theirs.attention)}'), "
+        remedy = f"set plugins=[{plugin}position='after_conv3')]"
+        if theirs.attention is None:
+            remedy = "drop it from plugins"
+        names = [arch.attention or "none" for arch in (theirs, ours)]
+        differ("attention is", *map(str.upper, names), remedy)
     elif theirs.attention and theirs.adaptive_gate != ours.adaptive_gate:
-        types = ("Sigmoid", "APA")
-        differences.append(
-            f"the file's gates are {types[theirs.adaptive_gate]}, the model's "
-            f"{types[ours.adaptive_gate]}; set "
-            f"gate_cfg=dict(type='{types[theirs.adaptive_gate]}') in the plugin"
-        )
+        types = ("APA", "Sigmoid")[:: 1 if theirs.adaptive_gate else -1]
+        remedy = f"set gate_cfg=dict(type='{types[0]}') in the plugin"
+        differ("gates are", *types, remedy)
     elif theirs.attention_norm < ours.attention_norm:
         differences.append(
             "the file's attention has no LayerNorm, as in the authors' first code, "
             "which this package does not support; use one of their later files"
         )
     if theirs.adaptive != ours.adaptive:
-        types = ("ReLU", "AGLU")
-        differences.append(
-            f"the file's blocks use {types[theirs.adaptive]}, the model's "
-            f"{types[ours.adaptive]}; set act_cfg=dict(type='{types[theirs.adaptive]}')"
-        )
+        types = ("AGLU", "ReLU")[:: 1 if theirs.adaptive else -1]
+        differ("blocks use", *types, f"set act_cfg=dict(type='{types[0]}')")
     if differences:
         return differences
     shapes = [
@@ -168,16 +139,10 @@ def mismatches(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[
         for key, value in file.items()
         if key in model and value.shape != model[key].shape
     ]
-    if not shapes:
-        return []
-    return [
+    return shapes and [
         f"{len(shapes)} tensors have other shapes ({'; '.join(shapes[:3])}); set the "
         f"plugin's ratio, base_channels or groups to the file's"
     ]
-
-
-def _named(attention: str | None) -> str:
-    return f"{attention.upper()} attention" if attention else "no attention"
 
 
 def _stages(arch: Architecture) -> str:

@@ -1,4 +1,4 @@
-"""What MMDetection's classes mean to a conversion of their activations.
+"""The exceptions for MMDetection's classes in a conversion of their activations.
 
 Classes are matched by qualified name, with their subclasses, so that a user's own
 ``FPN`` is not taken for MMDetection's, and without importing them.
@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from ..conversion import BlockConverter, ModelRules
-from .backbones.conv_module import fuse_conv_modules
+from .backbones.fusion import fuse_conv_modules
 from .backbones.residual_block import PER_SITE_BLOCKS, convert_block
 
 _LOSS = "it belongs to a loss"

@@ -71,11 +71,8 @@ def is_published(keys: Iterable[str]) -> bool:
 
 def _nested_weights(checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the entries in which a classification file nests its weights."""
-    return [
-        name
-        for name in ("model", "model_ema")
-        if isinstance(checkpoint.get(name), Mapping)
-    ]
+    names = ("model", "model_ema")
+    return [name for name in names if isinstance(checkpoint.get(name), Mapping)]
 
 
 def weights_of(
@@ -134,14 +131,9 @@ def from_published(
 ) -> dict[str, Tensor]:
     """Return weights with this package's names and the values the authors' code uses.
 
-    Weights that already have these names are returned unchanged.
-
-    Args:
-        state_dict: Weights of a detector or a backbone; not modified.
-        classification: Whether they come from a classification file.
-
-    Raises:
-        ValueError: If both the old and the new spelling of a key are present.
+    Weights that already have these names are returned unchanged; those of a
+    classification file have other values. Raises a ValueError if both the old and the
+    new spelling of a key are present.
     """
     if not is_published(state_dict):
         return dict(state_dict)
@@ -183,17 +175,10 @@ def _effective_value(
 def adapt_published(
     state_dict: MutableMapping[str, Any], prefix: str, backbone: nn.Module
 ) -> None:
-    """Convert an authors' checkpoint in place while a backbone loads it.
+    """Convert an authors' checkpoint in place while ``backbone`` loads it.
 
-    Other state dicts are not changed.
-
-    Args:
-        state_dict: What is being loaded.
-        prefix: The prefix of the backbone's keys in it.
-        backbone: The module that loads it.
-
-    Raises:
-        RuntimeError: If the architecture in the file is not the backbone's.
+    Other state dicts are not changed. ``prefix`` is that of the backbone's keys. Raises
+    a RuntimeError if the architecture in the file is not the backbone's.
     """
     own = {
         key.removeprefix(prefix): value
@@ -206,25 +191,20 @@ def adapt_published(
     published = is_published(weights)
     # The file may be a whole detector's, loaded into the backbone only.
     weights = from_published(backbone_weights(weights), classification)
-    if published:
-        _require_match(weights, backbone.state_dict())
+    model = backbone.state_dict()
+    problems = mismatches(weights, model) if published else []
+    if problems:
+        details = [" and ".join(problems)]
+        if unknown := [key for key in weights if key not in model]:
+            details.append(f"not in the model: {_listed(unknown)}")
+        if missing := [key for key in model if key not in weights]:
+            details.append(f"not in the file: {_listed(missing)}")
+        raise RuntimeError(
+            f"this published checkpoint has another architecture: {'. '.join(details)}"
+        )
     for key in own:
         del state_dict[prefix + key]
     state_dict.update({prefix + key: value for key, value in weights.items()})
-
-
-def _require_match(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-    problems = mismatches(file, model)
-    if not problems:
-        return
-    details = [" and ".join(problems)]
-    if unknown := [key for key in file if key not in model]:
-        details.append(f"not in the model: {_listed(unknown)}")
-    if missing := [key for key in model if key not in file]:
-        details.append(f"not in the file: {_listed(missing)}")
-    raise RuntimeError(
-        f"this published checkpoint has another architecture: {'. '.join(details)}"
-    )
 
 
 def _listed(keys: Iterable[object], limit: int = 4) -> str:

@@ -30,11 +30,9 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``decay_mult`` or ``weight_decay``, the longest one decides the decay, even if a
     longer key such as ``backbone.layer1.0`` decides everything else.
 
-    Configs need not name this class. ``build_optim_wrapper`` looks for
-    ``DefaultOptimWrapperConstructor`` in the registry of the default scope, ``mmdet``
-    in MMDetection's configs, before MMEngine's own registry, and
-    ``apa_mmdet/__init__.py`` registers this class there under that name.
-    :func:`decay_advice` recognises the cases in which another constructor is used.
+    Configs need not name this class: ``apa_mmdet/__init__.py`` registers it in scope
+    ``mmdet`` as ``DefaultOptimWrapperConstructor``, where ``build_optim_wrapper`` looks
+    first. :func:`decay_advice` recognises the cases in which another one is used.
 
     Without ``paramwise_cfg``, the optimizer has two parameter groups instead of one:
     all other parameters in the order of ``model.parameters()``, then lambda and kappa;
@@ -76,14 +74,7 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = "",
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Append one group for each parameter of ``module`` and its children.
-
-        Args:
-            params: The groups so far; changed in place.
-            module: The module whose parameters are added.
-            prefix: The module's name in the model.
-            is_dcn_module: Whether the parent is a deformable convolution.
-        """
+        """Append one group to ``params`` for each parameter, as in the base class."""
         start = len(params)
         super().add_params(params, module, prefix, is_dcn_module)
         own = {
@@ -96,14 +87,12 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # An activation can be registered with two parents: without parameters, as
         # ReLU, it was harmless. The base class lists it twice, which torch rejects.
         repeated = own.keys() & {group["params"][0] for group in params[:start]}
-        added = [g for g in params[start:] if g["params"][0] not in repeated]
-        params[start:] = added
-        for group in added:
+        params[start:] = [g for g in params[start:] if g["params"][0] not in repeated]
+        for group in params[start:]:
             name = own.get(group["params"][0])
-            if name is None:
-                continue
-            decay = self._decay(name)
-            if (group.get("weight_decay", self._default_decay) or 0.0) != decay:
+            decay = self._decay(name) if name else None
+            current = group.get("weight_decay", self._default_decay) or 0.0
+            if decay not in (None, current):
                 group["weight_decay"] = decay
                 print_log(
                     f"paramwise_options -- {name.lstrip('.')}:weight_decay={decay}",
@@ -191,7 +180,7 @@ def decay_advice(optim_wrapper_cfg: Mapping | None = None) -> str | None:
     name = getattr(constructor, "__name__", repr(constructor))
     return (
         f"lambda_param and kappa_param may get weight decay: apa_mmdet does not know "
-        f"{name}, which builds the optimizer. If it follows custom_keys, add\n"
+        f"{name}, which builds the optimizer. If it honours custom_keys, add\n"
         "    optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict("
         "lambda_param=dict(decay_mult=0.0), kappa_param=dict(decay_mult=0.0))))"
     )

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 
 from torch import nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..conversion import ConversionReport, Site
-from ..conversion.kinds import KINDS
+from ..conversion.kinds import FUNCTION_NAMES, KINDS
 
-_FIXED = {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "silu", "gelu", "mish"}
-_FIXED |= {"hardswish", "hardtanh", "hardtanh_", "elu", "celu", "selu", "prelu"}
+_FIXED = {*FUNCTION_NAMES, "hardtanh_", "prelu"}
 
 
 @contextmanager
@@ -49,9 +47,9 @@ def _original(base: nn.Module, site: Site, activation: nn.Module) -> Callable:
             if not any(original.children()):
                 original.inplace = False
                 return original.forward
-    if kind == "LeakyReLU":
-        return partial(F.leaky_relu, negative_slope=activation.negative_slope)
-    return KINDS[kind].functions[0]
+    names = (name for name in KINDS[kind].arguments if hasattr(activation, name))
+    arguments = {name: getattr(activation, name) for name in names}
+    return partial(KINDS[kind].functions[0], **arguments)
 
 
 class UnlistedActivations(TorchFunctionMode):

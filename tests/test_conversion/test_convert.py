@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apa_mmdet.conversion import convert_activations
+from apa_mmdet.conversion import convert_activations, kinds
 from apa_mmdet.layers import AGLU
 
 SHARP = {"lam": 1.0, "kappa": 1e4}  # ReLU to within 3e-5
@@ -584,3 +584,49 @@ def test_freezing_only_the_norm_does_not_freeze():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     model[1].requires_grad_(False)
     assert convert_activations(model).sites[0].trainable
+
+
+def test_an_argument_that_aglu_lacks_must_have_its_default(monkeypatch):
+    elu = kinds.Kind(nn.ELU, "relu", (F.elu,), arguments={"alpha": 1.0})
+    monkeypatch.setitem(kinds.KINDS, "ELU", elu)
+    for activation in (nn.ELU, F.elu):
+        monkeypatch.setitem(kinds._KIND_OF, activation, "ELU")
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.one, self.two = nn.ELU(), nn.ELU(alpha=2)
+            self.scale = 2.0
+
+        def forward(self, x):
+            x = self.two(self.one(self.fc(x)))
+            x = F.elu(F.elu(x, 1.0), self.scale)
+            return F.elu(x, alpha=float(x.max()))
+
+    report = convert_activations(Model())
+    assert paths(report) == ["one", "elu"]
+    reasons = {item.reason for item in report.left}
+    assert reasons == {
+        "AGLU stands in for alpha=1.0, not 2",
+        "AGLU stands in for alpha=1.0, not 2.0",
+        "its alpha is not known at conversion time",
+    }
+
+
+def test_a_slope_that_is_not_known_is_left():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(4, 4), F.leaky_relu
+            self.options = {"negative_slope": 0.2}
+
+        def forward(self, x):
+            return self.act(F.leaky_relu(self.fc(x), **self.options), 0.2)
+
+    model = Model()
+    x = torch.randn(8, 4)
+    before = model(x)
+    report = convert_activations(model)
+    assert report.sites == [] and len(report.left) == 2
+    assert torch.equal(model(x), before)

@@ -196,7 +196,7 @@ def test_hardswish_is_converted_only_by_name():
         return nn.Sequential(nn.Linear(4, 4), nn.Hardswish())
 
     report = convert_activations(build())
-    assert "name it in types" in report.left[0].reason and not report.sites
+    assert "list it in types" in report.left[0].reason and not report.sites
     assert len(convert_activations(build(), types=["HSwish"]).sites) == 1
 
 

@@ -9,7 +9,7 @@ def test_shows_sites_and_what_is_left(run_tool):
     options = ["--cfg-options", "model.parts=[backbone]"]
     shown = run_tool("show_conversion.py", YOLOX, *options)
     lines = shown.splitlines()
-    assert lines[0] == "35 activations became learnable; 39 were left."
+    assert lines[0] == "35 activations became learnable; 39 left unconverted."
     row = next(line for line in lines if line.startswith("backbone.stem.conv.activate"))
     expected = "backbone.stem.conv.activate SiLU AGLU lambda 1, kappa 1"
     assert row.split() == expected.split()
@@ -20,7 +20,7 @@ def test_shows_sites_and_what_is_left(run_tool):
 def test_a_converted_config_is_shown_with_its_own_options(run_tool, repo):
     config = repo / "configs/coco/yolox_s_apa.py"
     shown = run_tool("show_conversion.py", config, "--cfg-options", "model.init=relu")
-    assert shown.startswith("74 activations became learnable; 0 were left.")
+    assert shown.startswith("74 activations became learnable; 0 left unconverted.")
     assert "kappa 50" in shown
 
 

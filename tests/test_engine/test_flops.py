@@ -112,3 +112,18 @@ def test_does_nothing_if_mmengine_has_no_table(monkeypatch):
     flops.register_operators()
     monkeypatch.setitem(sys.modules, "mmengine.analysis", None)
     flops.register_operators()
+
+
+def test_another_packages_function_is_not_counted_as_ours():
+    class _Activation(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, name):
+            return x * 2
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return _Activation.apply(x, "aglu")
+
+    analyzer = FlopAnalyzer(Net(), (torch.randn(2, 3),))
+    assert analyzer.total() == 0
+    assert analyzer.unsupported_ops() == {"prim::PythonOp._Activation": 1}

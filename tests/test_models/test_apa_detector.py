@@ -369,7 +369,7 @@ def test_sync_bn_there_and_back(training):
     for other in (synced, reverted):
         assert list(other.state_dict()) == list(model.state_dict())
         assert len(activations(other)) == 20
-        # Only the fixed BatchNorms are folded, which rounds differently.
+        # Only the fixed BatchNorms are fused, which rounds differently.
         close(features(other.train(training)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -599,7 +599,7 @@ def test_a_config_that_converts_twice(base_type):
 def test_a_converted_detector_is_refused():
     model = build()
     before, expected = names_and_types(model), predictions(model)
-    with pytest.raises(ValueError, match="converted already; build it anew"):
+    with pytest.raises(ValueError, match="converted already; rebuild it"):
         convert_activations(model)
     assert names_and_types(model) == before
     assert_equal(predictions(model), expected)

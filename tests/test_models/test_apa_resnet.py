@@ -157,7 +157,7 @@ def se(gate):
     return dict(plugins=[dict(cfg=cfg, position="after_conv3")])
 
 
-FOLDED = {
+FUSED = {
     "r18": (APAResNet, dict(depth=18, **SMALL)),
     "r50": (APAResNet, dict(depth=50, **SMALL)),
     "se_r50": (APAResNet, dict(depth=50, **se("APA"), **SMALL)),
@@ -191,21 +191,21 @@ def with_statistics(model):
 
 def in_training(variant):
     """Return a backbone in training mode with fixed statistics."""
-    build, kwargs = FOLDED[variant]
+    build, kwargs = FUSED[variant]
     torch.manual_seed(0)
     model = with_statistics(build(norm_eval=True, frozen_stages=-1, **kwargs))
     model.train()
     return model
 
 
-@pytest.mark.parametrize("variant", FOLDED)
-def test_folding_the_norms_changes_nothing(variant):
-    """A norm with a hook is not folded."""
+@pytest.mark.parametrize("variant", FUSED)
+def test_fusing_the_norms_changes_nothing(variant):
+    """A norm with a hook is not fused."""
     model = in_training(variant)
     model.double()
     results = []
-    for folds in (True, False):
-        if not folds:
+    for fuses in (True, False):
+        if not fuses:
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.register_forward_hook(lambda *_: None)
@@ -227,7 +227,7 @@ def test_folding_the_norms_changes_nothing(variant):
             )
 
 
-@pytest.mark.parametrize("variant", FOLDED)
+@pytest.mark.parametrize("variant", FUSED)
 def test_compiled_kernels_give_what_plain_torch_does(variant):
     """Float32 against float64: maps to 1e-5, gradients to 1e-4 of their largest."""
     model = in_training(variant)
@@ -298,14 +298,14 @@ def test_a_converted_resnet_is_an_apa_resnet(variant):
     converted.load_state_dict(ours.state_dict())
     converted.eval()
     ours.eval()
-    # Nothing is folded then, not even APAResNet's stem.
+    # Nothing is fused then, not even APAResNet's stem.
     with torch.no_grad(), use_implementation("plain"):
         for one, other in zip(converted(X), ours(X)):
             assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("variant", CONVERTED)
-def test_a_converted_resnet_folds_its_norms(variant):
+def test_a_converted_resnet_fuses_its_norms(variant):
     build, kwargs = CONVERTED[variant]
     kwargs = {**kwargs, **(SMALL if build is ResNet else {})}
     torch.manual_seed(0)
@@ -315,19 +315,19 @@ def test_a_converted_resnet_folds_its_norms(variant):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.eval()
-    unfolded = copy.deepcopy(model)
-    for module in unfolded.modules():
+    unfused = copy.deepcopy(model)
+    for module in unfused.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda *_: None)
     x = torch.randn(2, 3, 64, 64)
-    sizes = [saved_bytes(partial(each, x), each) for each in (model, unfolded)]
-    assert sizes[0] < 0.87 * sizes[1]  # the stem is not folded
-    outs = [each.double()(x.double()) for each in (model, unfolded)]
+    sizes = [saved_bytes(partial(each, x), each) for each in (model, unfused)]
+    assert sizes[0] < 0.87 * sizes[1]  # the stem is not fused
+    outs = [each.double()(x.double()) for each in (model, unfused)]
     for ours, expected in zip(*outs):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
     for maps in outs:
         sum(level.square().mean() for level in maps).backward()
-    others = dict(unfolded.named_parameters())
+    others = dict(unfused.named_parameters())
     for name, param in model.named_parameters():
         torch.testing.assert_close(
             param.grad, others[name].grad, rtol=1e-8, atol=1e-11, msg=name
@@ -335,8 +335,8 @@ def test_a_converted_resnet_folds_its_norms(variant):
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN"])
-def test_other_norms_are_not_folded(norm):
-    """Statistics of the batch, or of groups, cannot be folded."""
+def test_other_norms_are_not_fused(norm):
+    """Statistics of the batch, or of groups, cannot be fused."""
     norm_cfg = dict(type=norm, **(dict(num_groups=4) if norm == "GN" else {}))
     model = APAResNet(depth=18, norm_cfg=norm_cfg, norm_eval=False, **SMALL)
     model.train()
@@ -354,7 +354,7 @@ def test_onnx(dynamo, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = with_statistics(APAResNet(depth=50, norm_eval=True, **se("APA"), **SMALL))
-    model.train()  # with fixed statistics, so the norms would be folded
+    model.train()  # with fixed statistics, so the norms would be fused
     path = tmp_path / "model.onnx"
     names = ["c2", "c3", "c4", "c5"]
     for module in model.modules():

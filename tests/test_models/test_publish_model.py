@@ -169,7 +169,7 @@ def spoil(kind, small, path):
     contents = {
         "number": (3, "contains a int, expected a dict"),
         "no weights": ({"epoch": 3}, "expected weights by name.*got epoch"),
-        "hostile": ({**small, "x": Touch(touched)}, "asks for posix.system.*refused"),
+        "hostile": ({**small, "x": Touch(touched)}, "references posix.system.*refused"),
         "namespace": (argparse.Namespace(_x=Touch), "refused|asks for|cannot be read"),
     }
     if kind in contents:

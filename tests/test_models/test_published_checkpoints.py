@@ -374,7 +374,7 @@ def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
     with pytest.raises(SystemExit, match="contains only a backbone.*not resume"):
         starting_from(published_state(**SMALL), path, resume=True)
     for content, words in (
-        ({"model": Touch(touched)}, "asks for posix.system.*refused"),
+        ({"model": Touch(touched)}, "references posix.system.*refused"),
         (3, "file.pth: contains a int, expected a dict"),
         ({"state_dict": 3}, "'state_dict' is a int"),
         ({"epoch": 3}, "expected weights by name.*got epoch"),
@@ -518,11 +518,15 @@ WRONG = {
     "no SE": (
         dict(),
         dict(attention=None),
-        r"SE attention.*no attention.*type='APASELayer'.*not in the model: layer1.0.se",
+        r"is SE, the model's NONE.*type='APASELayer'.*not in the model: layer1.0.se",
     ),
     "CBAM for SE": (dict(), dict(attention="cbam"), "CBAM.*type='APASELayer'"),
     "SE for CBAM": (dict(attention="cbam"), dict(), "SE.*type='APACBAM'"),
-    "SE for none": (dict(attention=None), dict(), "no attention.*drop it from plugins"),
+    "SE for none": (
+        dict(attention=None),
+        dict(),
+        "attention is NONE.*drop it from plugins",
+    ),
     "depth": (dict(depth=101), dict(), r"ResNet-101 \(3, 4, 23, 3.*set depth=101"),
     "basic blocks": (dict(), dict(depth=34, attention=None), "34 .*basic.*depth=50"),
     "ReLU": (
@@ -575,7 +579,7 @@ def test_a_hostile_file_is_refused_and_not_run(published_state, tmp_path):
     state = published_state(**SMALL)
     for position in ("args", "model"):
         content = {"model": state, position: Touch(touched)}
-        with pytest.raises(pickle.UnpicklingError, match="asks for posix.system"):
+        with pytest.raises(pickle.UnpicklingError, match="references posix.system"):
             mmengine_loads(backbone(base_channels=16), content, tmp_path / "evil.pth")
     assert not touched.exists()
 

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ..published_checkpoints import adapt_published
-from .folding import norm_activation
+from .fusion import norm_activation
 from .residual_block import PER_SITE_BLOCKS, build_activation
 
 
@@ -47,8 +47,7 @@ class _PerSiteActivations:
             x = self.stem(x)
         else:
             x = norm_activation(self.conv1(x), self.norm1, self.relu)
-        x = self.maxpool(x)
-        outs = []
+        x, outs = self.maxpool(x), []
         for i, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)
             if i in self.out_indices:
@@ -79,9 +78,9 @@ class APAResNet(_PerSiteActivations, ResNet):
     authors' checkpoints load as they are
     (:mod:`apa_mmdet.models.published_checkpoints`).
 
-    A batch norm and its AGLU are one operation (``folding.py``), and so is the end of a
-    block without plugins or, with fixed statistics, with an APASELayer
-    (``residual_block.py``): only the convolutions' outputs are saved for backward.
+    With running or batch statistics alike, a batch norm and the AGLU after it are one
+    fused operation (``fusion.py``; exceptions: ``can_fuse``), so only the convolutions'
+    outputs are saved for backward. So is the end of a block (``residual_block.py``).
 
     Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 
@@ -97,10 +96,6 @@ class APAResNet(_PerSiteActivations, ResNet):
 class APAResNeXt(_PerSiteActivations, ResNeXt):
     """MMDetection's ResNeXt (depth 50 to 152) with one activation module per site.
 
-    Names, freezing and arguments are those of :class:`APAResNet`.
-
-    Args:
-        *args: As in mmdet's ResNeXt.
-        act_cfg: Config of the activation, by default ``dict(type='AGLU')``.
-        **kwargs: As in mmdet's ResNeXt.
+    Names, freezing and ``act_cfg`` are those of :class:`APAResNet`, and the other
+    arguments those of mmdet's ResNeXt.
     """

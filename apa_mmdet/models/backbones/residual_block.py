@@ -5,8 +5,9 @@ mmdet's blocks call one ``self.relu`` after every norm. Here ``act1`` follows ``
 stages of these blocks; a conversion turns mmdet's blocks into them
 (:func:`convert_block`).
 
-A batch norm and its AGLU are one operation, and so is the end of a block: norm, channel
-attention, addition and activation. Both are in :mod:`.folding`.
+With running or batch statistics alike, a batch norm and the AGLU after it are one
+fused operation, and so is the end of a block: norm, channel attention, addition and
+activation (:mod:`.fusion`; the exceptions are in ``can_fuse``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...layers.attention import APASELayer
-from .folding import can_fold, is_plain, norm_activation, norm_add_activation
+from .fusion import can_fuse, is_plain, norm_activation, norm_add_activation
 
 
 def build_activation(act_cfg: Mapping) -> nn.Module:
@@ -32,7 +33,7 @@ def build_activation(act_cfg: Mapping) -> nn.Module:
 
 
 class _PerSiteBlock:
-    """What the blocks share. A subclass computes everything up to its last norm."""
+    """Mixin of the per-site blocks; a subclass computes up to the last norm."""
 
     num_sites: int
 
@@ -44,46 +45,38 @@ class _PerSiteBlock:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        activation = getattr(self, f"act{self.num_sites}")
+        last = self.num_sites
+        norm, activation = getattr(self, f"norm{last}"), getattr(self, f"act{last}")
+        plugins = [getattr(self, name) for name in self._plugin_names(last)]
+
+        def branch_sum(x: Tensor) -> Tensor:
+            out = self._plugins(norm(self._until_last_norm(x)), last)
+            out += x if self.downsample is None else self.downsample(x)
+            return out
+
         if self.with_cp and x.requires_grad:
-            out = checkpoint(self._sum, x, use_reentrant=False)
-        elif can_fold(self._last_norm, activation) and self._can_fold_plugins():
+            return activation(checkpoint(branch_sum, x, use_reentrant=False))
+        is_attention = [type(p) is APASELayer and is_plain(p) for p in plugins]
+        if is_attention in ([], [True]) and can_fuse(norm, activation):
+            out = self._until_last_norm(x)
             return norm_add_activation(
-                self._until_last_norm(x),
-                self._last_norm,
-                activation,
-                x,
-                self.downsample,
-                self._attention(),
+                out, norm, activation, x, self.downsample, *plugins
             )
-        else:
-            out = self._sum(x)
-        return activation(out)
-
-    @property
-    def _last_norm(self) -> nn.Module:
-        return getattr(self, f"norm{self.num_sites}")
-
-    def _sum(self, x: Tensor) -> Tensor:
-        """Return the input of the last activation."""
-        out = self._plugins(self._last_norm(self._until_last_norm(x)), self.num_sites)
-        out += x if self.downsample is None else self.downsample(x)
-        return out
+        return activation(branch_sum(x))
 
     def _until_last_norm(self, x: Tensor) -> Tensor:
         """Return the output of the last convolution."""
         raise NotImplementedError
 
+    def _plugin_names(self, position: int) -> list[str]:
+        """Return the plugins at ``after_conv{position}``; a BasicBlock has none."""
+        return getattr(self, f"after_conv{position}_plugin_names", [])
+
     def _plugins(self, x: Tensor, position: int) -> Tensor:
-        """Return what the plugins at ``after_conv{position}`` make of ``x``."""
+        """Return what these plugins make of ``x``."""
+        for name in self._plugin_names(position):
+            x = getattr(self, name)(x)
         return x
-
-    def _can_fold_plugins(self) -> bool:
-        return True
-
-    def _attention(self) -> APASELayer | None:
-        """Return the channel attention that is the only plugin after the last norm."""
-        return None
 
 
 class APABasicBlock(_PerSiteBlock, BasicBlock):
@@ -106,22 +99,6 @@ class APABottleneck(_PerSiteBlock, Bottleneck):
         x = norm_activation(x, self.norm2, self.act2)
         return self.conv3(self._plugins(x, 2))
 
-    def _plugin_names(self, position: int) -> list[str]:
-        if not self.with_plugins:
-            return []
-        return getattr(self, f"after_conv{position}_plugin_names")
-
-    def _plugins(self, x: Tensor, position: int) -> Tensor:
-        return self.forward_plugin(x, self._plugin_names(position))
-
-    def _attention(self) -> APASELayer | None:
-        names = self._plugin_names(3)
-        plugin = getattr(self, names[0]) if len(names) == 1 else None
-        return plugin if type(plugin) is APASELayer and is_plain(plugin) else None
-
-    def _can_fold_plugins(self) -> bool:
-        return not self._plugin_names(3) or self._attention() is not None
-
 
 class APAResNeXtBottleneck(APABottleneck, ResNeXtBottleneck):
     """mmdet's ResNeXt Bottleneck with an activation per site, as APABottleneck."""
@@ -135,12 +112,7 @@ PER_SITE_BLOCKS: dict[type, type[_PerSiteBlock]] = {
 
 
 def convert_block(block: nn.Module, activations: Mapping[str, nn.Module]) -> None:
-    """Turn one of mmdet's blocks into its per-site twin, in place.
-
-    Args:
-        block: An instance of a key of ``PER_SITE_BLOCKS``.
-        activations: What ``act1`` to ``act2`` or ``act3`` become.
-    """
+    """Turn one of mmdet's blocks into its per-site twin, with these activations."""
     block.__class__ = PER_SITE_BLOCKS[type(block)]
     del block.relu
     for name, activation in activations.items():

@@ -62,25 +62,13 @@ class APALoss(BoxHeadLossMixin, nn.Module):
     ) -> None:
         super().__init__()
         self.check_num_classes(num_classes)
-        if not 0 <= lam < math.inf:
-            raise ValueError(
-                f"lam={lam}, expected a finite value >= 0; 0 is the Gumbel classifier "
-                f"and 1 the sigmoid classifier"
-            )
-        if not 0 < kappa < math.inf:
-            raise ValueError(
-                f"kappa={kappa}, expected a finite value > 0: a score must rise with "
-                f"its logit"
-            )
-        if learnable not in (None, "shared", "class"):
-            raise ValueError(
-                f"learnable={learnable!r}, expected None, 'shared' or 'class'"
-            )
-        if rare_threshold is not None and not 0 < rare_threshold <= 1:
-            raise ValueError(
-                f"rare_threshold={rare_threshold}, expected a share of images in "
-                f"(0, 1], or None to drop nothing"
-            )
+        _check(0 <= lam < math.inf, "lam", lam, "a finite value >= 0")
+        _check(0 < kappa < math.inf, "kappa", kappa, "a finite value > 0")
+        is_known = learnable in (None, "shared", "class")
+        _check(is_known, "learnable", learnable, "None, 'shared' or 'class'")
+        is_share = rare_threshold is None or 0 < rare_threshold <= 1
+        share = "a share of images in (0, 1], or None to drop nothing"
+        _check(is_share, "rare_threshold", rare_threshold, share)
         _check_reduction(reduction)
         self.num_classes = num_classes
         self.learnable = learnable
@@ -99,18 +87,15 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         self._has_frequency = False
 
     def init_weights(self) -> None:
-        """Refuse to start training if class frequencies are needed and missing.
+        """Raise a RuntimeError if class frequencies are needed and missing.
 
         MMEngine's Runner calls this after the hooks' ``before_run`` and before the
         first iteration.
-
-        Raises:
-            RuntimeError: If ``rare_threshold`` is set and ``class_frequency`` is empty.
         """
         self._require_frequency()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # It describes the data and is not a weight; published checkpoints lack it.
+        # It describes the data, not the model; published checkpoints lack it.
         state_dict.setdefault(prefix + "class_frequency", self.class_frequency)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._has_frequency = bool(self.class_frequency.any())
@@ -187,9 +172,6 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             return loss
         return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
 
-    def _foreground(self, labels: Tensor) -> Tensor:
-        return (labels >= 0) & (labels < self.num_classes)
-
     def _require_frequency(self) -> None:
         if self.rare_threshold is None or self._has_frequency:
             return
@@ -205,5 +187,10 @@ class APALoss(BoxHeadLossMixin, nn.Module):
 
 
 def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction={reduction!r}, expected 'mean', 'sum' or 'none'")
+    is_known = reduction in ("mean", "sum", "none")
+    _check(is_known, "reduction", reduction, "'mean', 'sum' or 'none'")
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r}, expected {expected}")

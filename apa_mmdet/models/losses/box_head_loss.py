@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class BoxHeadLossMixin:
-    """What makes a loss usable as ``loss_cls`` of any Shared2FC or ConvFC box head.
+    """Mixin for losses that are ``loss_cls`` of any Shared2FC or ConvFC box head.
 
     The loss itself defines ``get_activation(cls_score)``, which returns scores
     (N, C + 1) with background last, and ``num_classes``, C. Its logits are (N, C), or

@@ -51,41 +51,30 @@ class APABBoxHead(Shared2FCBBoxHead):
         self.shared_acts = nn.ModuleList(
             build_activation_layer(dict(act_cfg)) for _ in self.shared_fcs
         )
-        adaptive = isinstance(self.loss_cls, APALoss)
+        is_apa = isinstance(self.loss_cls, APALoss)
         if prior is not None:
-            self._check_prior(prior, adaptive, init_cfg)
-        if adaptive and init_cfg is None:
-            fc_cls = dict(name="fc_cls")
-            constant = dict(
-                type="Constant",
-                val=_WEIGHT,
-                bias=_BIAS if prior is None else self._logit(prior),
-                override=fc_cls,
-            )
+            if not is_apa:
+                raise TypeError(
+                    f"prior={prior} needs loss_cls of type 'APALoss', got "
+                    f"{type(self.loss_cls).__name__}; drop prior or change loss_cls"
+                )
+            if not 0 < prior < 1:
+                raise ValueError(f"prior={prior}, expected a probability in (0, 1)")
+            if init_cfg is not None:
+                raise ValueError(
+                    f"prior={prior} and init_cfg both initialise the classifier; give "
+                    f"one"
+                )
+        if is_apa and init_cfg is None:
+            bias, fc_cls = _BIAS, dict(name="fc_cls")
+            if prior is not None:
+                lam, kappa = self.loss_cls.lambda_param, self.loss_cls.kappa_param
+                score = torch.tensor(prior, dtype=torch.float64)
+                bias = formula.logit(score, lam[0].double(), kappa[0]).item()
+            constant = dict(type="Constant", val=_WEIGHT, bias=bias, override=fc_cls)
             self.init_cfg = [
                 constant if cfg["override"] == fc_cls else cfg for cfg in self.init_cfg
             ]
-
-    def _check_prior(self, prior: float, adaptive: bool, init_cfg: object) -> None:
-        if not adaptive:
-            raise TypeError(
-                f"prior={prior} needs loss_cls of type 'APALoss', got "
-                f"{type(self.loss_cls).__name__}; drop prior or change loss_cls"
-            )
-        if not 0 < prior < 1:
-            raise ValueError(f"prior={prior}, expected a probability in (0, 1)")
-        if init_cfg is not None:
-            raise ValueError(
-                f"prior={prior} and init_cfg both initialise the classifier; give one"
-            )
-
-    def _logit(self, prior: float) -> float:
-        lam, kappa = self.loss_cls.lambda_param, self.loss_cls.kappa_param
-        with torch.no_grad():
-            value = formula.logit(
-                torch.tensor(prior, dtype=torch.float64), lam[0].double(), kappa[0]
-            )
-        return float(value)
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return class logits (N, C) and box deltas of RoI features (N, C', H, W)."""

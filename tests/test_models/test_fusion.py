@@ -9,9 +9,9 @@ from torch import nn
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
-from apa_mmdet.models.backbones.conv_module import FusedConvModule
-from apa_mmdet.models.backbones.folding import (
-    can_fold,
+from apa_mmdet.models.backbones.fusion import (
+    FusedConvModule,
+    can_fuse,
     norm_activation,
     norm_add_activation,
 )
@@ -55,7 +55,7 @@ def two_modules(x, norm, activation):
 def test_norm_and_activation(training, affine, momentum, tracked):
     options = dict(affine=affine, momentum=momentum, track_running_stats=tracked)
     norm, activation = modules(training, **options)
-    assert can_fold(norm, activation)
+    assert can_fuse(norm, activation)
     x = 2 * torch.randn(N, C, H, W) + 1
     twins = copy.deepcopy((norm, activation))
     found, statistics = steps(norm_activation, norm, activation, x)
@@ -78,7 +78,7 @@ def test_end_of_a_block(training):
         training
     )
 
-    def folded(x, norm, activation, downsample):
+    def fused(x, norm, activation, downsample):
         return norm_add_activation(x, norm, activation, x.flip(0), downsample)
 
     def apart(x, norm, activation, downsample):
@@ -86,7 +86,7 @@ def test_end_of_a_block(training):
 
     x = torch.randn(N, C, H, W)
     twins = copy.deepcopy((norm, activation, downsample))
-    found, statistics = steps(folded, norm, activation, x, (downsample,))
+    found, statistics = steps(fused, norm, activation, x, (downsample,))
     norm, activation, other = (module.double() for module in twins)
     expected, expected_statistics = steps(apart, norm, activation, x.double(), (other,))
     found += [p.grad for p in downsample.parameters()]

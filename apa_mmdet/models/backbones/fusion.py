@@ -1,9 +1,9 @@
-"""Batch norm and the AGLU after it, as one operation.
+"""Batch norm and the AGLU after it, fused into one operation.
 
 Computed together, only the convolution's output is saved for backward, not the norm's,
-and a map is read and written once. That holds for fixed statistics (``norm_eval=True``,
-MMDetection's default) as for a batch's own. Nothing else in the backbones calls the
-fused operation.
+and a map is read and written once. That holds for running statistics
+(``norm_eval=True``, MMDetection's default) as for a batch's own. Only this file calls
+the fused operator; :func:`can_fuse` lists the exceptions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from ...layers import AGLU
@@ -19,16 +20,32 @@ from ...ops import norm_aglu
 from ...ops.implementation import wanted
 
 
+def can_fuse(norm: nn.Module, activation: nn.Module) -> bool:
+    """Return whether a norm and the activation after it can be one operation.
+
+    They can if the norm is a batch norm whose statistics no other process shares, the
+    activation an AGLU, neither has a hook, and the plain implementation was not asked
+    for. A trace keeps them apart: operations are counted and exported one by one.
+    """
+    return (
+        wanted() != "plain"
+        and not torch.jit.is_tracing()
+        and _can_fuse(norm)
+        and type(activation) is AGLU
+        and activation.channel_dim in (None, 1)
+        and is_plain(activation)
+    )
+
+
 def norm_activation(x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor:
-    """Return ``activation(norm(x))``, as one operation where :func:`can_fold`."""
-    if not can_fold(norm, activation):
+    """Return ``activation(norm(x))``, as one operation where :func:`can_fuse`."""
+    if not can_fuse(norm, activation):
         return activation(norm(x))
     *statistics, of_batch = _statistics(norm, x)
-    lam, kappa, slope, bound = _parameters(activation)
     return norm_aglu(
-        *(x, *statistics, lam, kappa),
-        negative_slope=slope,
-        max_value=bound,
+        *(x, *statistics, activation.lambda_param, activation.kappa_param),
+        negative_slope=activation.negative_slope,
+        max_value=activation.max_value,
         batch_statistics=of_batch,
     )
 
@@ -43,8 +60,8 @@ def norm_add_activation(
 ) -> Tensor:
     """Return ``activation(attention(norm(x)) + downsample(identity))``.
 
-    One operation for all of it; a norm that ends ``downsample`` is part of it too.
-    ``can_fold(norm, activation)`` must hold.
+    All of it is one operation, including a norm that ends ``downsample``.
+    ``can_fuse(norm, activation)`` must hold.
     """
     if attention is not None and _uses_batch(norm):
         # The gate depends on the statistics: its gradient goes through them as well.
@@ -58,34 +75,18 @@ def norm_add_activation(
         squeezed = F.batch_norm(x.mean((2, 3)), mean, var, weight, bias, eps=eps)
         gate = attention.gate_of(squeezed)
     *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
-    if downsample is not None and is_plain(downsample) and _can_fold(downsample[-1]):
+    if downsample is not None and is_plain(downsample) and _can_fuse(downsample[-1]):
         *layers, last = downsample
         for layer in layers:
             identity = layer(identity)
         *identity_norm, identity_of_batch = _statistics(last, identity)
     elif downsample is not None:
         identity = downsample(identity)
-    lam, kappa, slope, bound = _parameters(activation)
     return norm_aglu(
-        *(x, weight, bias, mean, var, eps, lam, kappa, gate, identity),
-        *(*identity_norm, slope, bound, of_batch, identity_of_batch),
-    )
-
-
-def can_fold(norm: nn.Module, activation: nn.Module) -> bool:
-    """Return whether a norm and the activation after it can be one operation.
-
-    They can if the norm is a batch norm whose statistics no other process shares, the
-    activation an AGLU, neither has a hook, and the plain implementation was not asked
-    for. A trace keeps them apart: operations are counted and exported one by one.
-    """
-    return (
-        wanted() != "plain"
-        and not torch.jit.is_tracing()
-        and _can_fold(norm)
-        and type(activation) is AGLU
-        and activation.channel_dim in (None, 1)
-        and is_plain(activation)
+        *(x, weight, bias, mean, var, eps),
+        *(activation.lambda_param, activation.kappa_param, gate, identity),
+        *(*identity_norm, activation.negative_slope, activation.max_value),
+        *(of_batch, identity_of_batch),
     )
 
 
@@ -100,12 +101,12 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-def _can_fold(norm: nn.Module) -> bool:
+def _can_fuse(norm: nn.Module) -> bool:
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not is_plain(norm):
         return False
     if not _uses_batch(norm):
         return True
-    if torch.compiler.is_compiling():  # which makes one kernel of them by itself
+    if torch.compiler.is_compiling():  # the compiler fuses them itself
         return False
     is_synced = type(norm) is nn.SyncBatchNorm
     return not (is_synced and dist.is_available() and dist.is_initialized())
@@ -117,9 +118,9 @@ def _uses_batch(norm: nn.Module) -> bool:
 
 
 def _statistics(norm: nn.Module, x: Tensor) -> tuple:
-    """Return a batch norm's weight, bias, mean, var and eps, and whether of the batch.
+    """Return a batch norm's weight, bias, mean, var, eps, and if the batch's are used.
 
-    As the module does, it updates the running statistics.
+    Updates the running statistics as the module does.
     """
     if not _uses_batch(norm):
         statistics = norm.running_mean, norm.running_var
@@ -141,10 +142,29 @@ def _statistics(norm: nn.Module, x: Tensor) -> tuple:
     return norm.weight, norm.bias, mean, var, norm.eps, True
 
 
-def _parameters(activation: AGLU) -> tuple[Tensor, Tensor, float, float | None]:
-    return (
-        activation.lambda_param,
-        activation.kappa_param,
-        activation.negative_slope,
-        activation.max_value,
-    )
+class FusedConvModule(ConvModule):
+    """mmcv's ConvModule with its norm and AGLU fused where :func:`can_fuse`."""
+
+    def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
+        """Return what ConvModule does."""
+        if (
+            not (activate and norm and self.with_norm and self.with_activation)
+            or self.order != ("conv", "norm", "act")
+            or self.efficient_conv_bn_eval_forward is not None
+            or not can_fuse(self.norm, self.activate)
+        ):
+            return super().forward(x, activate, norm)
+        if self.with_explicit_padding:
+            x = self.padding_layer(x)
+        return norm_activation(self.conv(x), self.norm, self.activate)
+
+
+def fuse_conv_modules(model: nn.Module) -> None:
+    """Turn the ConvModules with a batch norm and an AGLU into FusedConvModules."""
+    for module in model.modules():
+        if (
+            type(module) is ConvModule
+            and isinstance(module.norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            and type(getattr(module, "activate", None)) is AGLU
+        ):
+            module.__class__ = FusedConvModule
