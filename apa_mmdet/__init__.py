@@ -9,9 +9,6 @@ installed and compatible, and then runs :func:`_install`, the complete list of w
 takes effect. Without mmengine nothing takes effect: :mod:`apa_mmdet.ops`,
 :mod:`apa_mmdet.layers` and :mod:`apa_mmdet.conversion` then need only torch, and
 :mod:`apa_mmdet.evaluation` only numpy.
-
-Importing :mod:`apa_mmdet.ops` reads the environment variable ``APA_MMDET_IMPL`` and
-raises a ValueError if it is not an implementation.
 """
 
 from __future__ import annotations
