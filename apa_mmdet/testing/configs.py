@@ -7,7 +7,7 @@ import os.path as osp
 from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
-from mmengine.hub import get_config
+from mmengine.utils import get_installed_path
 
 from ..conversion import convert_activations
 
@@ -25,13 +25,13 @@ def read_config(path: str, options: Mapping | None = None) -> Config:
         FileNotFoundError: If there is no such file.
         ValueError: If the config has no model.
     """
-    path = str(path)
-    if "::" not in path and not osp.isfile(path):
+    file = str(path)
+    if "::" in file:  # mmengine.hub.get_config does not take names such as gn+ws
+        package, _, name = file.partition("::")
+        file = osp.join(get_installed_path(package), ".mim/configs", name)
+    if not osp.isfile(file):
         raise FileNotFoundError(f"no such config file: {path}")
-    try:
-        cfg = get_config(path) if "::" in path else Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: {error}") from None
+    cfg = Config.fromfile(file)
     cfg.merge_from_dict(dict(options or {}))
     if "model" not in cfg:
         raise ValueError(f"{path} has no model; give the config of a detector")

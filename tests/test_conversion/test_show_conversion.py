@@ -28,7 +28,7 @@ def test_a_converted_config_is_shown_with_its_own_options(run_tool, repo):
     ("args", "words"),
     [
         (["nowhere.py"], "no such config file: nowhere.py"),
-        (["mmdet::yolox/nowhere.py"], "does not exist"),
+        (["mmdet::yolox/nowhere.py"], "no such config file: mmdet::yolox/nowhere.py"),
         ([YOLOX, "--cfg-options", "model.init=tanh"], "'tanh'"),
     ],
 )

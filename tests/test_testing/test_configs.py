@@ -14,12 +14,17 @@ from apa_mmdet.testing.configs import (
 def test_reading_refuses_what_is_not_a_detectors_config(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such config file: nowhere\.py"):
         read_config("nowhere.py")
-    with pytest.raises(FileNotFoundError, match=r"mmdet::yolox/nowhere\.py: "):
+    with pytest.raises(FileNotFoundError, match=r"mmdet::yolox/nowhere\.py"):
         read_config("mmdet::yolox/nowhere.py")
     path = tmp_path / "schedule.py"
     path.write_text("max_epochs = 2")
     with pytest.raises(ValueError, match="has no model"):
         read_config(path)
+
+
+def test_reading_takes_every_name_of_mmdet():
+    cfg = read_config("mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py")
+    assert cfg.model.backbone.conv_cfg.type == "ConvWS"
 
 
 def test_checkpoints_are_removed_at_every_depth():
