@@ -79,9 +79,9 @@ def convert_activations(
     Raises:
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
             a list of names is one string, or ``filter_fn`` cannot be called.
-        ValueError: If the model has been converted already, a part, type or pattern
-            matches nothing, ``filter_fn`` names nothing, or ``init`` is not a starting
-            value.
+        ValueError: If the model has been converted already, a part or pattern matches
+            nothing, a type is unknown, ``filter_fn`` names nothing, or ``init`` is not
+            a starting value.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")

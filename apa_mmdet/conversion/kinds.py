@@ -37,7 +37,8 @@ class Kind:
         module: torch's module of this kind. A composite or derived class may do more,
             so only the exact type counts.
         init: AGLU's starting values, as in ``AGLU(init=...)``.
-        functions: Functions that compute it.
+        functions: Functions that compute it, at least one; the first takes all of
+            ``arguments``.
         methods: Tensor methods that compute it.
         aliases: Qualified names of other libraries' modules of this kind.
         arguments: Arguments of the module and, in this order after the input, of the

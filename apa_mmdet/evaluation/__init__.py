@@ -17,9 +17,11 @@ it:
 - :mod:`.metric` is the metric for MMDetection's configs, :mod:`.report` makes tables, a
   CSV file and a plot.
 
-Unusable input is refused where it is read, in ``files`` and ``store.packing``: ids,
-numbers and damaged RLEs by :class:`~.core.errors.InputErrors`, the form of a mask by
-:func:`~.core.masks.encode`, JSON by :mod:`~.files.json_stream`.
+Unusable input is refused where it is read, in ``files/results.py``,
+``files/annotations.py`` and ``store/packing.py``: ids, numbers and damaged RLEs by
+:class:`~.core.errors.InputErrors` (:func:`~.core.masks.find_damaged` checks that the
+runs of an RLE fill its image), the form of a mask by :func:`~.core.masks.encode`, JSON
+by :mod:`~.files.json_stream`.
 
 Importing ``core``, ``files`` and ``report`` needs only numpy; evaluating also needs
 pycocotools and tqdm. ``store`` needs torch, ``metric`` needs MMDetection.

@@ -80,7 +80,8 @@ class APAResNet(_PerSiteActivations, ResNet):
 
     With running or batch statistics alike, a batch norm and the AGLU after it are one
     fused operation (``fusion.py``; exceptions: ``can_fuse``), so only the convolutions'
-    outputs are saved for backward. So is the end of a block (``residual_block.py``).
+    outputs are saved for backward. So is the end of a block (``residual_block.py``),
+    unless it has attention and its norm trains.
 
     Source: Alexandridis et al., ECCV 2024, arXiv 2407.08567.
 

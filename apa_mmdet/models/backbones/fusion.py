@@ -60,7 +60,8 @@ def norm_add_activation(
 ) -> Tensor:
     """Return ``activation(attention(norm(x)) + downsample(identity))``.
 
-    All of it is one operation, including a norm that ends ``downsample``.
+    All of it is one operation, including a norm that ends ``downsample``, unless
+    ``norm`` uses batch statistics and there is an attention.
     ``can_fuse(norm, activation)`` must hold.
     """
     if attention is not None and _uses_batch(norm):
