@@ -9,6 +9,7 @@
 
 #include <limits>
 
+#include "dispatch.h"
 #include "gpu_launch.h"
 
 namespace apa {
@@ -85,13 +86,6 @@ Gradients backward_meta(const Tensor&, const Tensor& logits, const Tensor&,
   };
   return {like(needs[0], logits), like(needs[1], lam), like(needs[2], kappa)};
 }
-
-template <typename Schema>
-c10::TypedOperatorHandle<Schema> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
-}
-
-Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
 
 // Saves its inputs for backward, and nothing else of shape (N, C).
 struct Loss : torch::autograd::Function<Loss> {

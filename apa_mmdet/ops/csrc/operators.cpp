@@ -1,7 +1,6 @@
 // The operators apa_mmdet::apa, ::aglu, ::norm_aglu and ::activation_backward: their
 // schemas, autograd and dispatch. What they compute is in the files for each device.
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros_like.h>
@@ -13,13 +12,13 @@
 #include <array>
 
 #include "checks.h"
+#include "dispatch.h"
 #include "gpu_launch.h"
 
 namespace apa {
 
 namespace {
 
-using c10::Dispatcher;
 using c10::DispatchKeySet;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
@@ -32,7 +31,6 @@ using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
                         Tensor>;
 
 Tensor tensor(const Optional& given) { return given ? *given : Tensor(); }
-Optional optional(const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; }
 
 constexpr double kUnbounded = std::numeric_limits<double>::infinity();
 
@@ -161,11 +159,6 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
 using BackwardSchema = decltype(backward<activation_backward_cpu, through_statistics_cpu>);
 
 // ---- Autograd
-
-template <typename Schema>
-c10::TypedOperatorHandle<Schema> find(const char* name) {
-  return Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
-}
 
 using NodePtr = decltype(torch::autograd::Edge::function);
 
@@ -347,8 +340,7 @@ void implement(torch::Library& m) {
   m.impl("apa", Forward<forward, pack_apa>::call);
   m.impl("aglu", Forward<forward, pack_aglu>::call);
   m.impl("norm_aglu", Forward<forward, pack_norm_aglu>::call);
-  m.impl("activation_backward", 
-         backward<backward_of_activation, through_statistics>);
+  m.impl("activation_backward", backward<backward_of_activation, through_statistics>);
 }
 
 }  // namespace
