@@ -19,7 +19,7 @@ def read_checkpoint(
     The arguments are those of :func:`torch.load`; ``weights_only=None`` is its default.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         RuntimeError: If the file is damaged or not a checkpoint.
         UnpicklingError: The same, or the file needs an object that is not data.
     """

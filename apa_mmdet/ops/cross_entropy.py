@@ -33,8 +33,8 @@ def apa_cross_entropy(
     With ``rare``, negatives of rare classes are dropped (DropLoss, Hsieh et al., AAAI
     2021): all of them in rows whose label is a class; in background rows each is kept
     with probability (rows with a rare label) / (rows whose label is a class), or 0 if
-    there are no such rows. The choice depends on one number drawn from torch's
-    generator of the device.
+    no label is a class. The choice is seeded by one number from torch's generator for
+    the device.
 
     Args:
         logits: Shape (N, C), floating; N may be 0.

@@ -72,7 +72,7 @@ def load() -> Path:
             except OSError as error:
                 _error = RuntimeError(
                     f"apa_mmdet's operators cannot be loaded: {error}; set CXX to a "
-                    f"compiler that is no newer than torch's C++ library"
+                    f"compiler whose C++ library is not newer than torch's"
                 )
     raise _error
 
@@ -117,9 +117,9 @@ def _built() -> Path:
 def _compiler() -> str:
     named = os.environ.get("CXX")
     for name in (named,) if named else ("c++", "g++", "clang++"):
-        found = shutil.which(name)
-        if found is not None:
-            return found
+        path = shutil.which(name)
+        if path is not None:
+            return path
     raise RuntimeError(
         f"no C++ compiler found (CXX={named!r}); install one (on Debian: apt install "
         f"g++) or set the environment variable CXX to yours"

@@ -38,18 +38,18 @@ def connect(library: Path) -> str | None:
     """Connect the kernels and return None, or return why they do not work here."""
     stamp = library.parent / f"gpu-{_combination(library)}.txt"
     try:
-        found = _read_or_try(library, stamp)
+        outcome = _read_or_try(library, stamp)
     except OSError:  # the folder is read-only, so the result cannot be stored
-        found, _ = _try(library)
-    if found not in ("cpp", "python"):
-        return f"{found}; to test again, remove {stamp}"
-    if found == "python":
+        outcome, _ = _try(library)
+    if outcome not in ("cpp", "python"):
+        return f"{outcome}; to test again, remove {stamp}"
+    if outcome == "python":
         warnings.warn(
             f"apa_mmdet launches its GPU kernels from Python, which is slower, because "
             f"launching from C++ failed on this machine; to test again, remove {stamp}",
             stacklevel=6,
         )
-    gpu_variants.connect(library, from_cpp=found == "cpp")
+    gpu_variants.connect(library, from_cpp=outcome == "cpp")
     return None
 
 
@@ -72,10 +72,10 @@ def _read_or_try(library: Path, stamp: Path) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.exists():
             return stamp.read_text()  # another process has just tested
-        found, is_final = _try(library)
+        outcome, is_final = _try(library)
         if is_final:
-            stamp.write_text(found)
-    return found
+            stamp.write_text(outcome)
+    return outcome
 
 
 def _try(library: Path) -> tuple[str, bool]:

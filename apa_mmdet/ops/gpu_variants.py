@@ -91,7 +91,7 @@ class Variant:
                 at most two pointers to scratch memory, which the kernels do not use.
         """
         head = re.search(r"\.entry\s+\w+\s*\((.*?)\)", ptx, re.S)
-        found = re.findall(r"\.param\s+\.(\w+)", head[1]) if head else []
+        parameters = re.findall(r"\.param\s+\.(\w+)", head[1]) if head else []
         given = [name for name in self.kernel.arg_names if name in self.arguments]
         wanted = [
             "u64"
@@ -99,10 +99,14 @@ class Variant:
             else _PTX_TYPES[self.arguments[name]]
             for name in given
         ]
-        extra = found[len(wanted) :]
-        if found[: len(wanted)] != wanted or len(extra) > 2 or set(extra) - {"u64"}:
+        extra = parameters[len(wanted) :]
+        if (
+            parameters[: len(wanted)] != wanted
+            or len(extra) > 2
+            or set(extra) - {"u64"}
+        ):
             raise RuntimeError(
-                f"{self.kernel.__name__} has parameters {found}, expected {wanted}"
+                f"{self.kernel.__name__} has parameters {parameters}, expected {wanted}"
             )
         return [self.names.index(name) for name in given] + [-1] * len(extra)
 

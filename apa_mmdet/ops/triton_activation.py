@@ -434,22 +434,22 @@ def statistics_kernel(
 def _write_total(out, sums, size, BLOCK: tl.constexpr):
     """Write the sum of ``size`` consecutive numbers."""
     i = tl.arange(0, BLOCK)
-    found = tl.zeros([BLOCK], tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, size, BLOCK):
-        found += tl.load(sums + first + i, mask=i < size - first, other=0.0)
-    tl.store(out, tl.sum(found, 0).to(out.dtype.element_ty))
+        total += tl.load(sums + first + i, mask=i < size - first, other=0.0)
+    tl.store(out, tl.sum(total, 0).to(out.dtype.element_ty))
 
 
 @triton.jit
 def _columns(sums, rows, c, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sum some columns of a matrix of shape (rows, channels)."""
     r = tl.arange(0, BLOCK_R)
-    found = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     at = r[:, None] * channels + c[None, :]
     for first in range(0, rows, BLOCK_R):
         inside = (r < rows - first)[:, None] & (c < channels)[None, :]
-        found += tl.load(sums + first * channels + at, mask=inside, other=0.0)
-    return tl.sum(found, 0)
+        total += tl.load(sums + first * channels + at, mask=inside, other=0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit

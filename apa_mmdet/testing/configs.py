@@ -22,7 +22,7 @@ def read_config(path: str, options: Mapping | None = None) -> Config:
         options: Settings to override, as in ``--cfg-options``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the config has no model.
     """
     file = str(path)

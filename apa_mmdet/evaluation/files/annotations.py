@@ -29,7 +29,7 @@ def load_ground_truth(
     Raises:
         ValueError: If the file is truncated, is not an LVIS annotation file, uses an id
             twice or refers to one it does not have, or has a damaged mask.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     images: list[tuple] = []
     categories: list[tuple] = []

@@ -32,7 +32,7 @@ def iter_array(path: str | os.PathLike[str]) -> Iterator[Any]:
     Raises:
         ValueError: If the file is truncated or is not JSON (with the position), or
             holds something other than a list.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     with _open(path) as file:
         text = _Text(file, str(path))
@@ -52,7 +52,7 @@ def iter_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: As :func:`iter_array`, or if the file holds something other than an
             object.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     with _open(path) as file:
         text = _Text(file, str(path))

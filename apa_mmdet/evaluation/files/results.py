@@ -37,7 +37,7 @@ def read_results(
             unknown image or category, a score that is not finite, a box of negative
             size, a damaged mask, a mask that does not fit its image or an id that
             another one has; with the number and the first three of each kind.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     reader = _Reader(path, truth, with_masks)
     description = f"reading {os.path.basename(path)}"

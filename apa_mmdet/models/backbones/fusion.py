@@ -3,7 +3,8 @@
 Computed together, only the convolution's output is saved for backward, not the norm's,
 and a map is read and written once. That holds for running statistics
 (``norm_eval=True``, MMDetection's default) as for a batch's own. Only this file calls
-the fused operator; :func:`can_fuse` lists the exceptions.
+the fused operator; the docstrings of :func:`can_fuse` and :func:`norm_add_activation`
+list the exceptions.
 """
 
 from __future__ import annotations

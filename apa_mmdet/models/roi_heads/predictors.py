@@ -75,7 +75,7 @@ class WrappedCauchyLinear(nn.Linear):
         scale: ``s``.
         learnable: Whether ``s`` is learnt, as its logarithm.
         concentration: Initial logit of ``g``.
-        **kwargs: As in :class:`torch.nn.Linear`; there is no bias.
+        **kwargs: As in :class:`torch.nn.Linear`, which is built without a bias.
 
     Raises:
         ValueError: If ``scale`` or ``concentration`` is not finite, or ``scale`` is not
