@@ -97,7 +97,9 @@ def test_gradients_that_differ_are_named():
 def test_a_config_that_cannot_be_built_is_a_failure_of_its_own():
     coverage = check_family("yolox/nowhere")
     assert coverage.report is None
-    assert coverage.failures[0].startswith("FileNotFoundError: mmdet::yolox/nowhere.py")
+    assert coverage.failures[0].startswith(
+        "FileNotFoundError: no such config file: mmdet::yolox/nowhere.py"
+    )
 
 
 def test_the_tool_writes_a_row_for_each_config(run_tool, tmp_path, capsys):
