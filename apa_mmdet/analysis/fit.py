@@ -21,7 +21,6 @@ code for their analysis: these fits are a reconstruction from that idea.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,38 +162,6 @@ def fit_normal(values: np.ndarray, weights: np.ndarray | None = None) -> NormalF
     mean, sigma, _ = _moments(values, weights / n)
     log_likelihood = -n * (math.log(sigma) + 0.5 * math.log(2 * math.pi) + 0.5)
     return NormalFit(float(mean), float(sigma), float(log_likelihood), float(n))
-
-
-FITS: dict[str, Callable[..., APAFit | NormalFit]] = {
-    "normal": lambda values, weights=None, start=None: fit_normal(values, weights),
-    "logistic": lambda *args, **kwargs: fit_apa(*args, lam=1.0, **kwargs),
-    "gumbel": lambda *args, **kwargs: fit_apa(*args, lam=0.0, **kwargs),
-    "apa": fit_apa,
-}
-"""The four distributions that the analysis compares: each fits (values, weights)."""
-
-
-def ks_distance(
-    fit: APAFit | NormalFit, edges: np.ndarray, cumulative: np.ndarray
-) -> float:
-    """Return the Kolmogorov-Smirnov distance of a fit from an empirical distribution.
-
-    Args:
-        fit: The fitted distribution.
-        edges: (n,) ascending values.
-        cumulative: (n,) shares of the data up to and including each of them. Between
-            two of a histogram's edges the distance is not known, so it is exact to the
-            largest share in a bin.
-    """
-    return float(np.abs(fit.cdf(edges) - cumulative).max())
-
-
-def ks_distance_of_values(fit: APAFit | NormalFit, values: np.ndarray) -> float:
-    """Return the exact Kolmogorov-Smirnov distance of a fit from (n,) values."""
-    values = np.sort(values)
-    n, cdf = len(values), fit.cdf(values)
-    steps = np.arange(n + 1) / n
-    return float(max((steps[1:] - cdf).max(), (cdf - steps[:-1]).max()))
 
 
 def _checked(
