@@ -54,7 +54,7 @@ class APAFit:
         kappa: Slope, positive, in 1 / units of the values.
         log_likelihood: Sum of ``ln f`` over the values, in nats.
         n: Number of values, or sum of their weights.
-        num_parameters: 3, or 2 if ``lam`` was given.
+        num_parameters: 3, less those of ``lam`` and ``mu`` that were given.
     """
 
     mu: float
@@ -106,6 +106,7 @@ def fit_apa(
     weights: np.ndarray | None = None,
     lam: float | None = None,
     start: APAFit | None = None,
+    mu: float | None = None,
 ) -> APAFit:
     """Return the maximum-likelihood fit of ``APA(z - mu; lam, kappa)``.
 
@@ -117,6 +118,7 @@ def fit_apa(
         weights: (n,) non-negative weights, such as a histogram's counts. By default 1.
         lam: Keep ``lam`` at this value: 1 fits a logistic distribution, 0 a Gumbel.
         start: A fit of similar values, from which the optimizer then starts.
+        mu: Keep ``mu`` at this value: 0 fits an activation, which has no shift.
 
     Raises:
         ValueError: If there are too few values or different ones, a value is not
@@ -128,6 +130,7 @@ def fit_apa(
     total = weights.sum()
     mean, sigma, skewness = _moments(values, weights / total)
     x, w = (values - mean) / sigma, weights / total
+    mode = None if mu is None else (mu - mean) / sigma
     if start is not None:
         kappa = start.kappa * sigma
         starts = [((start.mu - mean) / sigma, math.log(kappa), _shape(start.lam))]
@@ -139,16 +142,16 @@ def fit_apa(
     if len(starts) > 1 and len(x) > _SUBSAMPLE:
         step = -(-len(x) // _SUBSAMPLE)
         part = w[::step] / w[::step].sum()
-        starts = [_minimize(x[::step], part, starts, lam).x]
-    best = _minimize(x, w, starts, lam)
+        starts = [_minimize(x[::step], part, starts, lam, mode).x]
+    best = _minimize(x, w, starts, lam, mode)
     m, log_kappa, shape = best.x
     return APAFit(
-        mu=float(mean + sigma * m),
+        mu=float(mean + sigma * m if mu is None else mu),
         lam=float(min(shape / (1 - shape), MAX_LAM) if lam is None else lam),
         kappa=math.exp(log_kappa) / sigma,
         log_likelihood=float(-total * (best.fun + math.log(sigma))),
         n=float(total),
-        num_parameters=3 if lam is None else 2,
+        num_parameters=1 + (lam is None) + (mu is None),
     )
 
 
@@ -251,7 +254,11 @@ def _minus_log_apa(u: np.ndarray, lam: float) -> np.ndarray:
 
 
 def _minimize(
-    x: np.ndarray, w: np.ndarray, starts: list, lam: float | None
+    x: np.ndarray,
+    w: np.ndarray,
+    starts: list,
+    lam: float | None,
+    mode: float | None,
 ) -> optimize.OptimizeResult:
     """Return the best minimum of the mean of ``-ln f`` by (mu, ln kappa, shape).
 
@@ -277,10 +284,10 @@ def _minimize(
     results = [
         optimize.minimize(
             loss,
-            start,
+            start if mode is None else (mode, *start[1:]),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(None, None), (-30.0, 30.0), shapes],
+            bounds=[(mode, mode), (-30.0, 30.0), shapes],
             options=dict(ftol=1e-14, gtol=1e-9, maxiter=500),
         )
         for start in starts

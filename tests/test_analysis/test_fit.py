@@ -136,6 +136,19 @@ def test_fit_follows_shift_and_scale():
     assert moved.lam == pytest.approx(fit.lam, rel=1e-3)
 
 
+def test_a_given_mode_is_kept():
+    values = sample(3_000, 0.3, 0.4, 2)
+    fit, free = fit_apa(values, mu=0.3), fit_apa(values)
+    assert fit.mu == 0.3 and fit.num_parameters == 2
+    assert 0 <= free.log_likelihood - fit.log_likelihood < 6
+    shifted = fit_apa(values, mu=0.0)
+    assert shifted.mu == 0 and shifted.log_likelihood < fit.log_likelihood - 5
+    for name in ("lam", "kappa"):
+        for step in (-1e-3, 1e-3):
+            near = replace(shifted, **{name: getattr(shifted, name) + step})
+            assert near.log_pdf(values).sum() <= shifted.log_likelihood + 1e-6
+
+
 def test_weights_count_as_repetitions():
     values = sample(500, 0, 0.5, 1)
     counts = np.random.default_rng(1).poisson(1, 500)

@@ -36,6 +36,9 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         kappa: Initial ``kappa > 0``.
         learnable: None for fixed values, ``'shared'`` for one learnable pair,
             ``'class'`` for one pair per class.
+        init: ``'frequency'`` starts the lam of each class at
+            :func:`lam_of_frequency` of its ``class_frequency``, instead of at ``lam``.
+            Fixed values then are a pair per class too, and are kept in checkpoints.
         rare_threshold: Frequency below which a class is rare; 0.0011 is published for
             LVIS v1. With None, nothing is dropped.
         loss_weight: Factor on the loss.
@@ -56,6 +59,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         lam: float = 0.0,
         kappa: float = 1.0,
         learnable: str | None = None,
+        init: str | None = None,
         rare_threshold: float | None = None,
         loss_weight: float = 1.0,
         reduction: str = "mean",
@@ -66,6 +70,12 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         _check(0 < kappa < math.inf, "kappa", kappa, "a finite value > 0")
         is_known = learnable in (None, "shared", "class")
         _check(is_known, "learnable", learnable, "None, 'shared' or 'class'")
+        is_known = init in (None, "frequency") and (init, learnable) != (
+            "frequency",
+            "shared",
+        )
+        per_class = "None, or 'frequency' with learnable='class' or None"
+        _check(is_known, "init", init, per_class)
         is_share = rare_threshold is None or 0 < rare_threshold <= 1
         share = "a share of images in (0, 1], or None to drop nothing"
         _check(is_share, "rare_threshold", rare_threshold, share)
@@ -75,11 +85,12 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         self.rare_threshold = rare_threshold
         self.loss_weight = loss_weight
         self.reduction = reduction
-        shape = (num_classes,) if learnable == "class" else (1,)
+        self.init = init
+        shape = (num_classes,) if learnable == "class" or init else (1,)
         for name, value in (("lambda_param", lam), ("kappa_param", kappa)):
             tensor = torch.full(shape, float(value))
             if learnable is None:
-                self.register_buffer(name, tensor, persistent=False)
+                self.register_buffer(name, tensor, persistent=init is not None)
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
         self.register_buffer("class_frequency", torch.zeros(num_classes))
@@ -87,12 +98,20 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         self._has_frequency = False
 
     def init_weights(self) -> None:
-        """Raise a RuntimeError if class frequencies are needed and missing.
+        """Start lam where ``init`` says, and check that frequencies are there.
 
         MMEngine's Runner calls this after the hooks' ``before_run`` and before the
         first iteration.
+
+        Raises:
+            RuntimeError: If class frequencies are needed and missing.
         """
-        self._require_frequency()
+        if self.rare_threshold is not None:
+            self.require_frequency(f"rare_threshold={self.rare_threshold}")
+        if self.init == "frequency":
+            self.require_frequency("init='frequency'")
+            with torch.no_grad():
+                self.lambda_param.copy_(lam_of_frequency(self.class_frequency))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # It describes the data, not the model; published checkpoints lack it.
@@ -154,9 +173,9 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         reduction = reduction_override or self.reduction
         _check_reduction(reduction)
         rows = (labels >= 0).to(self.class_frequency.dtype)
-        self._require_frequency()
         rare = None
         if self.rare_threshold is not None:
+            self.require_frequency(f"rare_threshold={self.rare_threshold}")
             rare = self.class_frequency < self.rare_threshold
         loss = self.loss_weight * apa_cross_entropy(
             cls_score,
@@ -172,18 +191,25 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             return loss
         return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
 
-    def _require_frequency(self) -> None:
-        if self.rare_threshold is None or self._has_frequency:
-            return
-        self._has_frequency = bool(self.class_frequency.any())
+    def require_frequency(self, setting: str) -> None:
+        """Raise a RuntimeError if there are no class frequencies.
+
+        Args:
+            setting: The setting that needs them, for the message.
+        """
+        self._has_frequency = self._has_frequency or bool(self.class_frequency.any())
         if not self._has_frequency:
             raise RuntimeError(
-                f"APALoss(rare_threshold={self.rare_threshold}) needs the training "
-                f"data's class frequencies and has none. Add "
-                f"dict(type='ClassFrequencyHook') to custom_hooks, load a checkpoint "
-                f"with class_frequency, call set_class_frequency(), or set "
-                f"rare_threshold=None"
+                f"{setting} needs the training data's class frequencies, and APALoss "
+                f"has none. Add dict(type='ClassFrequencyHook') to custom_hooks, load "
+                f"a checkpoint with class_frequency, call set_class_frequency(), or "
+                f"drop {setting}"
             )
+
+
+def lam_of_frequency(frequency: Tensor) -> Tensor:
+    """Return starting values of lam (C,) for class frequencies (C,)."""
+    raise NotImplementedError
 
 
 def _check_reduction(reduction: str) -> None:

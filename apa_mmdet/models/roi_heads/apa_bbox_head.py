@@ -27,21 +27,28 @@ class APABBoxHead(Shared2FCBBoxHead):
     Args:
         *args: As in mmdet's Shared2FCBBoxHead.
         act_cfg: Activation after each FC, a separate module for each; by default ReLU.
-        prior: Initial score of every class, in (0, 1); the bias is the logit for it at
-            the loss's initial lam and kappa. By default the published bias of -2.
+        prior: Initial score of every class, in (0, 1), or ``'frequency'``: the share
+            of the proposals that will show the class, ``foreground_share`` times the
+            class's share of the training data's ``class_frequency``. The bias is the
+            logit for it at the loss's initial lam and kappa. By default the published
+            bias of -2.
+        foreground_share: Share of foreground among the proposals, in (0, 1); MMDetection
+            samples at most a quarter.
         init_cfg: As in mmdet's Shared2FCBBoxHead; if given, nothing is added to it.
         **kwargs: As in mmdet's Shared2FCBBoxHead.
 
     Raises:
         TypeError: If ``prior`` is given and ``loss_cls`` is not an APALoss.
-        ValueError: If ``prior`` is not in (0, 1), or given with ``init_cfg``.
+        ValueError: If ``prior`` is neither in (0, 1) nor ``'frequency'``, or given with
+            ``init_cfg``, or ``foreground_share`` is not in (0, 1).
     """
 
     def __init__(
         self,
         *args,
         act_cfg: dict | None = None,
-        prior: float | None = None,
+        prior: float | str | None = None,
+        foreground_share: float = 0.25,
         init_cfg: dict | list | None = None,
         **kwargs,
     ) -> None:
@@ -58,23 +65,49 @@ class APABBoxHead(Shared2FCBBoxHead):
                     f"prior={prior} needs loss_cls of type 'APALoss', got "
                     f"{type(self.loss_cls).__name__}; drop prior or change loss_cls"
                 )
-            if not 0 < prior < 1:
-                raise ValueError(f"prior={prior}, expected a probability in (0, 1)")
+            if prior != "frequency" and not (
+                isinstance(prior, (int, float)) and 0 < prior < 1
+            ):
+                raise ValueError(
+                    f"prior={prior}, expected a probability in (0, 1) or 'frequency'"
+                )
+            if not 0 < foreground_share < 1:
+                raise ValueError(
+                    f"foreground_share={foreground_share}, expected a share in (0, 1)"
+                )
             if init_cfg is not None:
                 raise ValueError(
                     f"prior={prior} and init_cfg both initialise the classifier; give "
                     f"one"
                 )
+        self.prior, self.foreground_share = prior, foreground_share
         if is_apa and init_cfg is None:
-            bias, fc_cls = _BIAS, dict(name="fc_cls")
-            if prior is not None:
-                lam, kappa = self.loss_cls.lambda_param, self.loss_cls.kappa_param
-                score = torch.tensor(prior, dtype=torch.float64)
-                bias = formula.logit(score, lam[0].double(), kappa[0]).item()
-            constant = dict(type="Constant", val=_WEIGHT, bias=bias, override=fc_cls)
+            fc_cls = dict(name="fc_cls")
+            constant = dict(type="Constant", val=_WEIGHT, bias=_BIAS, override=fc_cls)
             self.init_cfg = [
                 constant if cfg["override"] == fc_cls else cfg for cfg in self.init_cfg
             ]
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says, then set the bias for the prior.
+
+        Raises:
+            RuntimeError: If the loss has no class frequencies and needs them.
+        """
+        super().init_weights()
+        if self.prior is None:
+            return
+        loss, prior = self.loss_cls, self.prior
+        if prior == "frequency":
+            loss.require_frequency("prior='frequency'")
+            share = loss.class_frequency.double() / loss.class_frequency.sum()
+            # A class without annotations starts below the rarest annotated one.
+            share = share.clamp(min=0.5 * share[share > 0].min().item())
+            prior = self.foreground_share * share
+        prior = torch.as_tensor(prior, dtype=torch.float64)
+        with torch.no_grad():
+            lam = loss.lambda_param.double().clamp(min=0)
+            self.fc_cls.bias.copy_(formula.logit(prior, lam, loss.kappa_param.double()))
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return class logits (N, C) and box deltas of RoI features (N, C', H, W)."""

@@ -1,0 +1,331 @@
+"""The hook that starts activations at the distribution of what goes into them."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+
+import numpy as np
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import (
+    all_gather_object,
+    broadcast,
+    get_rank,
+    get_world_size,
+    master_only,
+)
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..analysis.fit import fit_apa
+from ..layers import AGLU, APA
+from ..models.losses import APALoss
+from ..ops import formula
+
+# Values kept of one call of a site, and values of one parameter pair that are fitted.
+_PER_CALL, _PER_FIT = 100_000, 5_000
+# Below this standard deviation, an input does not vary enough to have a shape.
+_MIN_SPREAD = 0.01
+
+
+@dataclass
+class Alignment:
+    """What happened at one site; numbers are means over its parameter pairs.
+
+    Attributes:
+        site: Name of the module.
+        values: Number of fitted values.
+        lam: Fitted lam, None if the site was left as it is.
+        kappa: Fitted kappa, None if the site was left as it is.
+        old_lam: lam before.
+        old_kappa: kappa before.
+        change: Root mean square of the output's change over that of the output before.
+        reason: Why the site was left as it is.
+    """
+
+    site: str
+    values: int
+    lam: float | None
+    kappa: float | None
+    old_lam: float
+    old_kappa: float
+    change: float = 0.0
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        start = f"{self.site}: lam {self.old_lam:.3g}, kappa {self.old_kappa:.3g}"
+        if self.reason is not None:
+            return f"{start} kept, {self.reason}"
+        return (
+            f"{start} -> {self.lam:.3g}, {self.kappa:.3g} from {self.values} values; "
+            f"the output changes by {self.change:.1%}"
+        )
+
+
+@HOOKS.register_module()
+class AlignmentHook(Hook):
+    """Set lam and kappa to those of the distribution that goes into each site.
+
+    Before the first iteration, some training batches pass through the model without
+    gradients, and each site's input is fitted by maximum likelihood to the
+    distribution whose distribution function is APA. The weights, the norms' statistics
+    and the random state stay as they were. A resumed run does not fit again.
+
+    A gate gets the lam and kappa that fit its input best without a shift, because it
+    has none. A classifier's fit has a shift: lam and kappa are set, and the bias moves
+    so that the mean score stays what it was. A classifier that has not learnt anything
+    yet gives the same logit everywhere and is left as it is; name a later iteration in
+    ``at`` to align it.
+
+    Source: a reconstruction of the alignment that Alexandridis et al. (ECCV 2024)
+    argue for; they publish no procedure.
+
+    Args:
+        gates: Whether to align the APA layers.
+        classifiers: Whether to align APALoss with learnable lam and kappa.
+        activations: Patterns, as in :mod:`fnmatch`, of the names of AGLU layers to
+            align. Doing so changes what pretrained weights mean; the log says by how
+            much. By default none is.
+        at: Iterations before which to align; 0 is the start of training.
+        num_images: Images that pass through the model, in all processes together.
+
+    Raises:
+        ValueError: If an argument is out of range, a pattern matches no AGLU, or the
+            model has nothing to align.
+    """
+
+    def __init__(
+        self,
+        gates: bool = True,
+        classifiers: bool = True,
+        activations: str | Sequence[str] = (),
+        at: Sequence[int] = (0,),
+        num_images: int = 64,
+    ) -> None:
+        at = (at,) if isinstance(at, int) else tuple(at)
+        if not at or any(not isinstance(i, int) or i < 0 for i in at):
+            raise ValueError(f"at={at!r}, expected iterations >= 0, such as (0, 1000)")
+        if not isinstance(num_images, int) or num_images < 1:
+            raise ValueError(f"num_images={num_images!r}, expected an integer >= 1")
+        self.gates, self.classifiers = gates, classifiers
+        is_one = isinstance(activations, str)
+        self.activations = (activations,) if is_one else tuple(activations)
+        self.at = at
+        self.num_images = num_images
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the sites, and align them if training starts here."""
+        self.sites(_unwrapped(runner))
+        if runner.iter == 0 and 0 in self.at:
+            self._align(runner, 0)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *args, **kwargs) -> None:
+        """Align before the iterations of ``at``."""
+        if runner.iter + 1 in self.at:
+            self._align(runner, runner.iter + 1)
+
+    def sites(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules to align by name.
+
+        Raises:
+            ValueError: If a pattern matches no AGLU, or there is nothing to align.
+        """
+        modules = dict(model.named_modules())
+        sites, unmatched = {}, set(self.activations)
+        for name, module in modules.items():
+            matching = {p for p in self.activations if fnmatch(name, p)}
+            if isinstance(module, AGLU) and matching:
+                unmatched -= matching
+                sites[name] = module
+            elif (self.gates and isinstance(module, APA)) or (
+                self.classifiers
+                and isinstance(module, APALoss)
+                and module.learnable is not None
+            ):
+                sites[name] = module
+        if unmatched:
+            names = [n for n, module in modules.items() if isinstance(module, AGLU)]
+            raise ValueError(
+                f"AlignmentHook: activations={sorted(unmatched)} match none of the "
+                f"model's {len(names)} AGLU layers"
+                + (f", whose names are like {names[0]!r}" if names else "")
+            )
+        if not sites:
+            raise ValueError(
+                "AlignmentHook found nothing to align: the model has no APA gate and "
+                "no APALoss with learnable='shared' or 'class'; remove the hook, or "
+                "name AGLU layers in activations"
+            )
+        return sites
+
+    def _align(self, runner: Runner, iteration: int) -> None:
+        model = _unwrapped(runner)
+        sites = self.sites(model)
+        samples = {name: [] for name in sites}
+        handles = [
+            module.register_forward_pre_hook(_sampler(samples[name]))
+            for name, module in sites.items()
+        ]
+        try:
+            with _undisturbed(model), torch.no_grad():
+                for batch in self._batches(runner):
+                    data = model.data_preprocessor(batch, True)
+                    model(**data, mode="loss")
+        finally:
+            for handle in handles:
+                handle.remove()
+        records = []
+        for name, module in sites.items():
+            values = np.concatenate(sum(all_gather_object(samples[name]), []) or [[]])
+            records.append(_align_site(name, module, values, model))
+            runner.logger.info(f"aligned before iteration {iteration}: {records[-1]}")
+        runner.message_hub.update_info(
+            "alignment", [asdict(record) for record in records]
+        )
+        _save(osp.join(runner.work_dir, "alignment.json"), iteration, records)
+
+    def _batches(self, runner: Runner) -> Iterator[dict]:
+        """Yield this process's share of the training images, collated.
+
+        The run's own loader is left alone: its sampler has a state.
+        """
+        loader = runner.train_loop.dataloader
+        generator = torch.Generator().manual_seed(0)
+        indices = torch.randperm(len(loader.dataset), generator=generator).tolist()
+        indices = indices[: self.num_images][get_rank() :: get_world_size()]
+        size = loader.batch_size or loader.batch_sampler.batch_size
+        for start in range(0, len(indices), size):
+            batch = [loader.dataset[i] for i in indices[start : start + size]]
+            yield loader.collate_fn(batch)
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run in training mode; restore mode, buffers and random states afterwards."""
+    was_training = model.training
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    states = random.getstate(), np.random.get_state()
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        model.train(was_training)
+
+
+def _sampler(sample: list[np.ndarray]) -> Callable[[nn.Module, tuple], None]:
+    """Return a forward pre-hook that adds to ``sample`` what a site sees.
+
+    An array has a column per parameter pair, or per class for a classifier.
+    """
+
+    def keep(module: nn.Module, args: tuple) -> None:
+        x = args[0].detach()
+        if isinstance(module, APALoss):
+            x = x[args[1] >= 0]
+        elif module.num_parameters == 1:
+            x = x.reshape(-1, 1)
+        else:
+            default = 1 if x.dim() in (2, 4, 5) else -1
+            channels = default if module.channel_dim is None else module.channel_dim
+            x = x.movedim(channels, -1).flatten(0, -2)
+        step = max(-(-x.numel() // _PER_CALL), 1)
+        sample.append(x[::step].float().cpu().numpy())
+
+    return keep
+
+
+def _align_site(
+    name: str, module: nn.Module, values: np.ndarray, model: nn.Module
+) -> Alignment:
+    """Fit and set one site's parameters, and return what was done."""
+    lam, kappa = module.lambda_param, module.kappa_param
+    old = lam.detach().clamp(min=0), kappa.detach().clone()
+    means = [param.mean().item() for param in old]
+    is_classifier = isinstance(module, APALoss)
+    classifier = _classifier_of(module, model) if is_classifier else None
+    reason = None
+    if not len(values):
+        reason = "no value reached it"
+    elif (spread := values.std(0).mean()) < _MIN_SPREAD:
+        reason = f"its input hardly varies (standard deviation {spread:.2g})"
+    elif is_classifier and classifier is None:
+        reason = "its head has no fc_cls with a bias to keep the scores' mean"
+    if reason is not None:
+        return Alignment(name, len(values), None, None, *means, reason=reason)
+    values = values.reshape(-1, lam.numel())
+    step = -(-len(values) // _PER_FIT)
+    mu = None if is_classifier else 0.0
+    fits = [fit_apa(column[::step], mu=mu) for column in values.T]
+    with torch.no_grad():
+        for param, attribute in ((lam, "lam"), (kappa, "kappa")):
+            param.copy_(param.new_tensor([getattr(fit, attribute) for fit in fits]))
+            broadcast(param.data)
+        z = torch.from_numpy(values).to(lam.device)
+        function = formula.aglu if isinstance(module, AGLU) else formula.apa
+        before = function(z, *old)
+        if classifier is not None:
+            z = z + _keep_mean(classifier, z, before, lam, kappa)
+        change = function(z, lam, kappa) - before
+    return Alignment(
+        *(name, len(values), lam.mean().item(), kappa.mean().item(), *means),
+        change=(change.norm() / before.norm()).item(),
+    )
+
+
+def _classifier_of(loss: nn.Module, model: nn.Module) -> nn.Linear | None:
+    for module in model.modules():
+        if getattr(module, "loss_cls", None) is loss:
+            classifier = getattr(module, "fc_cls", None)
+            has_bias = getattr(classifier, "bias", None) is not None
+            return classifier if has_bias else None
+    return None
+
+
+def _keep_mean(
+    classifier: nn.Linear, z: Tensor, scores: Tensor, lam: Tensor, kappa: Tensor
+) -> Tensor:
+    """Shift a classifier's bias so that the mean score is that of ``scores``.
+
+    Returns the shift, of the parameters' shape.
+    """
+    target = scores.mean(0)
+    high = torch.full_like(lam, 100.0)
+    low = -high
+    for _ in range(50):  # bisection: the mean score grows with the shift
+        middle = (low + high) / 2
+        is_low = formula.apa(z + middle, lam, kappa).mean(0) < target
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    shift = (low + high) / 2
+    broadcast(shift)
+    classifier.bias += shift
+    return shift
+
+
+@master_only
+def _save(path: str, iteration: int, records: list[Alignment]) -> None:
+    """Write what was fitted before ``iteration``, beside earlier ones."""
+    saved = {}
+    if iteration and osp.exists(path):
+        with open(path, encoding="utf-8") as file:
+            saved = json.load(file)
+    saved[str(iteration)] = [asdict(record) for record in records]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(saved, file, indent=1)

@@ -1,0 +1,209 @@
+"""AlignmentHook: fitted values, what stays untouched, resuming, errors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from torch import nn
+
+from apa_mmdet.analysis.fit import fit_apa
+from apa_mmdet.engine import AlignmentHook
+from apa_mmdet.layers import AGLU, APA
+from apa_mmdet.models import APALoss
+from apa_mmdet.ops import apa
+
+NUM_CLASSES = 3
+# The hook passes this many batches of the 48 images.
+BATCHES = 12
+CHECKPOINT = dict(type="CheckpointHook", interval=2, by_epoch=False)
+
+
+@DATASETS.register_module(force=True)
+class AlignmentToy(BaseDataset):
+    """Rows of noise with a label each; each read draws from numpy's global state."""
+
+    def load_data_list(self):
+        return [dict(index=i) for i in range(48)]
+
+    def prepare_data(self, idx):
+        draws = np.random.default_rng(idx).gumbel(size=(40, 4)) + np.random.rand()
+        labels = torch.arange(40) % (NUM_CLASSES + 1)
+        return dict(inputs=torch.tensor(draws, dtype=torch.float32), labels=labels)
+
+
+class Model(BaseModel):
+    """A norm, an AGLU, a gate and a classifier with APALoss."""
+
+    def __init__(self, learnable="shared", spread=1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = nn.BatchNorm1d(4)
+        self.act = AGLU(num_parameters=4, init="relu")
+        self.gate = APA()
+        self.fc_cls = nn.Linear(4, NUM_CLASSES)
+        nn.init.normal_(self.fc_cls.weight, std=spread)
+        self.loss_cls = APALoss(NUM_CLASSES, learnable=learnable)
+
+    def forward(self, inputs, labels, mode):
+        x = self.act(self.norm(torch.cat(inputs)))
+        logits = self.fc_cls(x * self.gate(x))
+        return dict(loss=self.loss_cls(logits, torch.cat(labels)))
+
+
+def runner(work_dir, hook, model=None, max_iters=2, **kwargs):
+    return Runner(
+        model=model or Model(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=4,
+            num_workers=0,
+            sampler=dict(type="InfiniteSampler", shuffle=True),
+            dataset=dict(type="AlignmentToy", pipeline=[]),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=max_iters),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.0)),
+        custom_hooks=[] if hook is None else [hook],
+        default_hooks=dict(checkpoint=CHECKPOINT),
+        default_scope="mmdet",
+        log_level="ERROR",
+        experiment_name=f"alignment{id(work_dir)}",
+        **kwargs,
+    )
+
+
+def record(model, name):
+    """Return a list that grows by what a site is called with."""
+    calls = []
+    module = model.get_submodule(name)
+    module.register_forward_pre_hook(lambda _, args: calls.append(args))
+    return calls
+
+
+def parameters(module):
+    return module.lambda_param.detach().clone(), module.kappa_param.detach().clone()
+
+
+def test_a_gate_becomes_the_distribution_function_of_its_input(tmp_path):
+    model = Model()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    calls = record(model, "gate")
+    run = runner(tmp_path, AlignmentHook(classifiers=False), model)
+    run.train()
+    values = torch.cat([args[0].reshape(-1) for args in calls[:BATCHES]]).numpy()
+    assert len(values) == 48 * 40 * 4
+    fit = fit_apa(values[::2], mu=0.0)
+    lam, kappa = parameters(model.gate)
+    assert lam.item() == pytest.approx(fit.lam, rel=1e-6)
+    assert kappa.item() == pytest.approx(fit.kappa, rel=1e-6)
+    for name, value in model.state_dict().items():
+        if not name.startswith(("gate", "norm")):
+            assert torch.equal(value, start[name]), name
+    (found,) = json.loads((tmp_path / "alignment.json").read_text())["0"]
+    assert found["site"] == "gate" and found["lam"] == pytest.approx(lam.item())
+    z = torch.from_numpy(values)
+    before = apa(z, start["gate.lambda_param"], start["gate.kappa_param"])
+    change = (apa(z, lam, kappa) - before).norm() / before.norm()
+    assert found["change"] == pytest.approx(change.item(), rel=1e-5)
+    assert run.message_hub.get_info("alignment") == [found]
+
+
+def test_only_the_aligned_parameters_change(tmp_path):
+    """Data order, random states and norms' statistics are those of a run without."""
+    states = []
+    for hook in (None, AlignmentHook(classifiers=False)):
+        run = runner(tmp_path / str(hook is None), hook, randomness=dict(seed=3))
+        run.train()
+        state = run.model.state_dict()
+        states.append((state, torch.rand(3), np.random.rand(3)))
+    (plain, *rest), (aligned, *aligned_rest) = states
+    for name, value in plain.items():
+        assert torch.equal(value, aligned[name]) != name.startswith("gate."), name
+    assert torch.equal(rest[0], aligned_rest[0])
+    assert np.array_equal(rest[1], aligned_rest[1])
+
+
+def test_activations_on_request_per_channel(tmp_path):
+    model = Model()
+    calls = record(model, "act")
+    hook = AlignmentHook(gates=False, classifiers=False, activations="ac*")
+    runner(tmp_path, hook, model).train()
+    values = torch.cat([args[0] for args in calls[:BATCHES]]).numpy()
+    fits = [fit_apa(column, mu=0.0) for column in values.T]
+    lam, kappa = parameters(model.act)
+    torch.testing.assert_close(lam, torch.tensor([fit.lam for fit in fits]))
+    torch.testing.assert_close(kappa, torch.tensor([fit.kappa for fit in fits]))
+    assert len(set(kappa.tolist())) == 4
+
+
+@pytest.mark.parametrize("learnable", ["shared", "class"])
+def test_a_classifier_keeps_its_mean_scores(tmp_path, learnable):
+    model = Model(learnable)
+    calls, bias = record(model, "loss_cls"), model.fc_cls.bias.detach().clone()
+    runner(tmp_path, AlignmentHook(gates=False), model).train()
+    logits = torch.cat([args[0] for args in calls[:BATCHES]])
+    loss, shift = model.loss_cls, model.fc_cls.bias.detach() - bias
+    before = apa(logits, torch.zeros(1), torch.ones(1))
+    after = apa(logits + shift, loss.lambda_param, loss.kappa_param)
+    axis = 0 if learnable == "class" else (0, 1)
+    torch.testing.assert_close(after.mean(axis), before.mean(axis), rtol=1e-4, atol=0)
+    columns = logits if learnable == "class" else logits.reshape(-1, 1)
+    fits = [fit_apa(column[:: -(-len(column) // 5000)]) for column in columns.numpy().T]
+    expected = torch.tensor([[fit.lam, fit.kappa] for fit in fits])
+    found = torch.stack(parameters(loss), dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_that_has_learnt_nothing_is_left(tmp_path):
+    model = Model(spread=0.0001)
+    runner(tmp_path, AlignmentHook(gates=False), model).train()
+    lam, kappa = parameters(model.loss_cls)
+    assert (lam.item(), kappa.item()) == (0.0, 1.0)
+    (found,) = json.loads((tmp_path / "alignment.json").read_text())["0"]
+    assert found["lam"] is None and "hardly varies" in found["reason"]
+
+
+def test_resuming_does_not_fit_again(tmp_path):
+    hook = dict(type="AlignmentHook", num_images=48)
+    runner(tmp_path, hook, max_iters=2).train()
+    saved = (tmp_path / "alignment.json").read_text()
+    checkpoint = torch.load(tmp_path / "iter_2.pth")["state_dict"]
+    model = Model()
+    resumed = runner(tmp_path, hook, model, max_iters=4, resume=True)
+    resumed.train()
+    assert resumed.iter == 4
+    for value, name in zip(parameters(model.gate), ("lambda_param", "kappa_param")):
+        assert torch.equal(value, checkpoint[f"gate.{name}"])
+    assert (tmp_path / "alignment.json").read_text() == saved
+    assert resumed.message_hub.get_info("alignment") == json.loads(saved)["0"]
+
+
+def test_later_iterations(tmp_path):
+    model = Model()
+    runner(tmp_path, AlignmentHook(at=(0, 2)), model, max_iters=3).train()
+    saved = json.loads((tmp_path / "alignment.json").read_text())
+    assert list(saved) == ["0", "2"]
+    assert saved["2"][0]["old_lam"] == pytest.approx(saved["0"][0]["lam"])
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(at=(-1,)), r"at=\(-1,\), expected iterations >= 0"),
+        (dict(num_images=0), "num_images=0, expected an integer >= 1"),
+    ],
+)
+def test_arguments_out_of_range(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        AlignmentHook(**kwargs)
+
+
+def test_nothing_to_align():
+    with pytest.raises(ValueError, match="match none of the model's 1 AGLU .*'act'"):
+        AlignmentHook(activations=["backbone.*"]).sites(Model())
+    with pytest.raises(ValueError, match="found nothing to align"):
+        AlignmentHook().sites(nn.Linear(2, 2))
