@@ -31,7 +31,7 @@ def _install() -> None:
 
     from . import compat
     from .conversion import add_rules
-    from .engine import checkpoint, flops
+    from .engine import best_figures, checkpoint, flops
     from .layers import AGLU, APA
     from .models import conversion_rules
     from .optim import APAOptimWrapperConstructor
@@ -50,6 +50,8 @@ def _install() -> None:
     checkpoint.register_loader()
     # MMEngine's FLOP counter knows AGLU and APA; other operators count as before.
     flops.register_operators()
+    # MMEngine's save_best and early stopping know that a higher AP of LVIS is better.
+    best_figures.register_names()
     # In mmdet's scope, the default constructor builds the same optimizer as before,
     # except that parameters named lambda_param or kappa_param get no weight decay, in
     # anyone's model. They are then a second parameter group, so a checkpoint that was
@@ -66,7 +68,7 @@ def _install() -> None:
     for module in (
         "layers.attention",  # APASELayer, APACBAM
         "models",  # APADetector, APAResNet, APAResNeXt, losses, heads and predictors
-        "engine",  # ClassFrequencyHook
+        "engine",  # ClassFrequencyHook, SetupCheckHook
         "evaluation.metric",  # LVISFastMetric
     ):
         import_module(f"{__name__}.{module}")

@@ -248,6 +248,7 @@ def test_modules_alone_only_add_their_own_types(installation):
     assert {"apa_mmdet.compat", "apa_mmdet.engine.flops", "apa_mmdet.models"} <= names
     own = {
         "mmdet hook: ClassFrequencyHook",
+        "mmdet hook: SetupCheckHook",
         "mmdet metric: LVISFastMetric",
         "mmdet model: APABBoxHead",
         "mmdet model: APADetector",
@@ -274,7 +275,12 @@ def test_the_package_installs_what_its_list_says(installation):
         "mmengine.runner.checkpoint.load_url",
     ]
     by_modules = installation["modules"][-1][-1]
-    assert set(installation["added"]) - set(by_modules) == {
+    maximized = {
+        f"{hook} maximizes: {name}"
+        for hook in ("CheckpointHook", "EarlyStoppingHook")
+        for name in ("bbox_AP", "segm_AP", "_FixedAP", "ARs@", "ARm@", "ARl@")
+    }
+    assert set(installation["added"]) - set(by_modules) - maximized == {
         "activations of: apa_mmdet::aglu",
         "activations of: apa_mmdet::apa",
         "activations of: prim::PythonOp._PlainAPA",
@@ -295,6 +301,7 @@ def test_the_package_installs_what_its_list_says(installation):
         "safe: numpy.dtype",
         "safe: numpy.ndarray",
     }
+    assert maximized <= set(installation["added"]) - set(by_modules)
     assert installation["shadowing"] == [
         "mmdet optimizer wrapper constructor: DefaultOptimWrapperConstructor"
     ]

@@ -1,6 +1,7 @@
-"""The class-frequency hook, launching, reading checkpoints and counting operations."""
+"""Hooks, launching, reading checkpoints and counting operations."""
 
 from .checkpoint import read_checkpoint
 from .class_frequency_hook import ClassFrequencyHook
+from .setup_check_hook import SetupCheckHook
 
-__all__ = ["ClassFrequencyHook", "read_checkpoint"]
+__all__ = ["ClassFrequencyHook", "SetupCheckHook", "read_checkpoint"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from ..datasets.class_frequency import class_frequency
 from ..models.losses import APALoss
+from .setup_check_hook import SetupCheckHook
 
 
 @HOOKS.register_module()
-class ClassFrequencyHook(Hook):
+class ClassFrequencyHook(SetupCheckHook):
     """Fill ``class_frequency`` of every APALoss from the training data set.
 
     The data set is read once, before the weights are initialised. A checkpoint loaded
@@ -22,17 +22,19 @@ class ClassFrequencyHook(Hook):
     its own copy of the data set. Testing needs no training data, because the checkpoint
     contains the buffer.
 
+    It first checks the set-up as :class:`.SetupCheckHook` does, also without APALoss.
+
     Raises:
-        ValueError: If the data set's classes do not match the loss's ``num_classes``.
+        ValueError: If the data set's classes do not match the loss's ``num_classes``,
+            or the set-up is refused.
     """
 
     def __init__(self) -> None:
         self._frequency: torch.Tensor | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Read the frequencies if this run trains."""
-        # By now only train() has built the loop. Reading runner.train_loop instead
-        # would build the training data set even to test.
+        """Check the set-up, and read the frequencies if this run trains."""
+        super().before_run(runner)
         loop, losses = runner._train_loop, _losses(runner)
         if not losses or not isinstance(loop, BaseLoop):
             return
