@@ -381,7 +381,7 @@ def test_bad_predictions_are_refused_by_process(truth_path, samples):
     assert_refused("box of negative size.*detection 2", bboxes=put(-5, (2, 2)))
     assert_refused("box is not finite: 1", bboxes=put(float("inf"), (0, 3)))
     assert_refused(
-        r"label outside the annotation file's 40 categories: 2, the first: "
+        r"label outside the 40 classes that are evaluated .*: 2, the first: "
         r"detection 0 \(40\), detection 3",
         labels=put(40, 0, 3),
     )

@@ -16,15 +16,24 @@ from ..core.masks import PackedMasks, encode
 from ..core.params import FREQUENCIES
 from .json_stream import iter_members
 
+# What the files of test sets lack, and only evaluation needs.
+_WITHOUT_ANNOTATIONS = {
+    "images": dict(neg_category_ids=[], not_exhaustive_category_ids=[]),
+    "categories": dict(frequency=FREQUENCIES[0]),
+}
+
 
 def load_ground_truth(
-    path: str | os.PathLike[str], with_masks: bool = False
+    path: str | os.PathLike[str], with_masks: bool = False, images_only: bool = False
 ) -> GroundTruth:
     """Read an LVIS annotation file, plain or gzip.
 
     Args:
         path: The JSON file.
         with_masks: Whether masks are needed. Polygons are converted to RLEs.
+        images_only: Whether only the images and categories are needed, to write
+            results. The file may then be that of a test set, which has neither
+            annotations nor what evaluation needs to know of an image.
 
     Raises:
         ValueError: If the file is truncated, is not an LVIS annotation file, uses an id
@@ -36,6 +45,11 @@ def load_ground_truth(
     sizes: dict[int, tuple[int, int]] = {}
     annotations = _Annotations(path, with_masks, sizes)
     for key, item in iter_members(path):
+        if images_only:
+            if key == "annotations":
+                continue
+            if isinstance(item, dict):
+                item = {**_WITHOUT_ANNOTATIONS.get(key, {}), **item}
         if key == "images":
             images.append(_read_image(item, path))
             sizes[images[-1][0]] = images[-1][1:3]
