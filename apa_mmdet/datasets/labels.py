@@ -160,14 +160,14 @@ class _Numbering:
             self.refuse(
                 f"{self.kind} numbers all {len(self.label_of):,} categories of the "
                 f"file, but metainfo['classes'] has {len(names):,}; name all of them "
-                "in the file's order, or use CocoDataset, which leaves out the others"
+                "in the file's order, or use LVISFormatDataset, which goes by name"
             )
         label = min(wrong)
         self.refuse(
             f"label {label} is category {wrong[label]}, {in_file[wrong[label]]!r}, but "
             f"metainfo['classes'] has {names[label]!r} there; {self.kind} numbers "
             "labels in the order of the file, so put metainfo['classes'] in that "
-            "order, or the file's categories in the order of metainfo['classes']"
+            "order, or use LVISFormatDataset, which goes by name"
         )
 
 

@@ -142,7 +142,9 @@ class LVISFastMetric(BaseMetric):
         with_masks = "segm" in self.metrics and not format_only and is_main_process()
         self._ann_file = ann_file
         with get_local_path(ann_file, backend_args=backend_args) as path:
-            self._whole_truth = load_ground_truth(path, with_masks, format_only)
+            self._whole_truth = load_ground_truth(
+                path, with_masks, is_annotated=not format_only
+            )
         if img_ids is not None and not isinstance(img_ids, str):
             self._whole_truth.subset(img_ids)  # an unknown id raises before predicting
         self._use(self._whole_truth)

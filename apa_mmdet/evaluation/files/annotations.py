@@ -24,16 +24,15 @@ _WITHOUT_ANNOTATIONS = {
 
 
 def load_ground_truth(
-    path: str | os.PathLike[str], with_masks: bool = False, images_only: bool = False
+    path: str | os.PathLike[str], with_masks: bool = False, is_annotated: bool = True
 ) -> GroundTruth:
     """Read an LVIS annotation file, plain or gzip.
 
     Args:
         path: The JSON file.
         with_masks: Whether masks are needed. Polygons are converted to RLEs.
-        images_only: Whether only the images and categories are needed, to write
-            results. The file may then be that of a test set, which has neither
-            annotations nor what evaluation needs to know of an image.
+        is_annotated: False to read only images and categories, also of a file that
+            lacks annotations and what evaluation needs to know, such as a test set's.
 
     Raises:
         ValueError: If the file is truncated, is not an LVIS annotation file, uses an id
@@ -45,7 +44,7 @@ def load_ground_truth(
     sizes: dict[int, tuple[int, int]] = {}
     annotations = _Annotations(path, with_masks, sizes)
     for key, item in iter_members(path):
-        if images_only:
+        if not is_annotated:
             if key == "annotations":
                 continue
             if isinstance(item, dict):

@@ -73,7 +73,7 @@ class PredictionPacker:
             f"label outside the {truth.num_classes} classes that are evaluated (the "
             "data set's metainfo['classes'])",
             (labels < 0) | (labels >= truth.num_classes),
-            lambda i: f"detection {i} ({labels[i]})",
+            lambda i: f"{_name(i)} ({labels[i]})",
         )
         errors.add_bad_numbers(_name, as_xywh(boxes), **numbers)
         if masks is not None:
@@ -120,7 +120,7 @@ class PredictionPacker:
             f"mask of another size than its image, {size[0]} x {size[1]} (height x "
             "width)",
             np.array([any(size) and each != size for each in sizes], bool),
-            lambda i: f"detection {i} {sizes[i][0]} x {sizes[i][1]}",
+            lambda i: f"{_name(i)} {sizes[i][0]} x {sizes[i][1]}",
         )
 
     def _encode(self, errors: InputErrors, masks: Any, rows: np.ndarray) -> list[bytes]:
@@ -140,7 +140,7 @@ class PredictionPacker:
 
 
 def _name(row: int) -> str:
-    return f"detection {row}"
+    return f"detection {row + 1}"
 
 
 def _to_numpy(values: Any) -> np.ndarray:
