@@ -173,10 +173,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
 
     def _require_frequency(self) -> None:
-        if self.rare_threshold is None or self._has_frequency:
-            return
-        self._has_frequency = bool(self.class_frequency.any())
-        if not self._has_frequency:
+        if self.rare_threshold is not None and not self._knows_frequency():
             raise RuntimeError(
                 f"APALoss(rare_threshold={self.rare_threshold}) needs the training "
                 f"data's class frequencies and has none. Add "
@@ -184,6 +181,15 @@ class APALoss(BoxHeadLossMixin, nn.Module):
                 f"with class_frequency, call set_class_frequency(), or set "
                 f"rare_threshold=None"
             )
+
+    def _knows_frequency(self) -> bool:
+        if not self._has_frequency:
+            self._has_frequency = bool(self.class_frequency.any())
+        return self._has_frequency
+
+    # torch.compile calls it while tracing and takes its result as a constant; a branch
+    # on the tensor would break the graph.
+    _knows_frequency._dynamo_marked_constant = True
 
 
 def _check_reduction(reduction: str) -> None:
