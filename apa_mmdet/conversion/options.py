@@ -127,8 +127,7 @@ class Options:
             if _matches(path, pattern):
                 return f"excluded by {pattern!r}"
         if self.filter_fn is not None:
-            activation = module._modules.get(site.attribute) or site.fixed_activation()
-            if not self.filter_fn(activation, path):
+            if not self.filter_fn(site.fixed_activation(), path):
                 return "filter_fn does not select it"
         return ""
 
@@ -138,9 +137,9 @@ class Options:
             return APA(init="sigmoid")
         init = self.init.get(site.kind, "auto") if self._by_kind else self.init
         if init == "auto":
-            init = KINDS[site.kind].init
+            init = site.activation.start or KINDS[site.kind].init
         # The slope of a LeakyReLU is its form, not its start; a bare APA has none.
-        form = site.options if issubclass(self._type, AGLU) else {}
+        form = site.activation.options if issubclass(self._type, AGLU) else {}
         return self._type(init=init, **{**form, **self._arguments})
 
 

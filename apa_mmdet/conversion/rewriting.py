@@ -11,13 +11,13 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from .source import Place, digest, methods, position, syntax
 
@@ -60,6 +60,18 @@ class ActivationSites(nn.ModuleDict):
             f"the module's attributes before the conversion, call one of the sites "
             f"{list(self)}, or exclude this activation from the conversion"
         )
+
+
+class FixedFunction(nn.Module):
+    """A function as a module, beside the sites of others."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function's value."""
+        return self.function(x)
 
 
 def rewrite(

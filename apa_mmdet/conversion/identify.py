@@ -1,0 +1,129 @@
+"""Which kind of activation a module or a function is.
+
+It is known by its class, or it is recognised by what it computes: transformers'
+``QuickGELUActivation`` and a user's ``def swish(x)`` are in no table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .curves import GRID, agree, configuration, curve
+from .kinds import GATE, KINDS, UNLIKE_AGLU, look_up, why_unconvertible
+from .purity import called_if_pure
+
+# A reason; of functions, which may be any mathematics, it says nothing.
+UNLISTED = "it is elementwise and not linear, but none of the known activations"
+_CLAMP = "it clamps its input, which need not be an activation; use nn.{0} if it is one"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a module or a function is.
+
+    Attributes:
+        kind: A key of ``KINDS``, or ``GATE``; ``""`` if it cannot be converted.
+        options: AGLU's arguments, besides ``init``, in its place.
+        start: AGLU's starting values, where they are not those of the kind.
+        reason: Why it cannot be converted, instead.
+    """
+
+    kind: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, float] | None = None
+    reason: str = ""
+
+    @property
+    def category(self) -> tuple:
+        """Equal for activations that compute the same."""
+        start = self.start or {}
+        return self.kind, tuple(self.options.items()), tuple(start.items())
+
+
+def identify(activation: nn.Module | Callable) -> Activation | None:
+    """Return what a module or a function is, None if it is not an activation."""
+    kind = look_up(activation)
+    if kind == GATE:
+        return Activation(GATE)
+    if kind is not None:
+        arguments = KINDS[kind].arguments_of(activation)
+        misfit = KINDS[kind].misfit(arguments)
+        if misfit:
+            return Activation(reason=misfit)
+        return Activation(kind, KINDS[kind].aglu_options(arguments))
+    reason = why_unconvertible(activation)
+    return Activation(reason=reason) if reason else _recognised(activation)
+
+
+_RECOGNISED: dict[Any, Activation | None] = {}  # by configuration
+
+
+def _recognised(activation: nn.Module | Callable) -> Activation | None:
+    if not _may_be_one(activation):
+        return None
+    key = configuration(activation)
+    if key is None:
+        return None
+    if key not in _RECOGNISED:
+        values = curve(activation)
+        found = None if values is None else _closest(values)
+        if found is not None and found.kind in ("ReLU", "ReLU6"):
+            if any(name.startswith("cl") for name in called_if_pure(activation) or ()):
+                found = Activation(reason=_CLAMP.format(found.kind))
+        _RECOGNISED[key] = found
+    return _RECOGNISED[key]
+
+
+def _may_be_one(activation: nn.Module | Callable) -> bool:
+    """Return whether it is of a user's or another library's making, and has no state.
+
+    torch's own are all known.
+    """
+    if isinstance(activation, FunctionType):
+        return not activation.__module__.startswith(("torch.", "mmengine.", "numpy."))
+    if not isinstance(activation, nn.Module):
+        return True
+    has_state = activation._parameters or activation._buffers or activation._modules
+    return not has_state and not type(activation).__module__.startswith("torch.")
+
+
+def _closest(values: Tensor) -> Activation:
+    """Return the activation whose curve this is."""
+    for kind, expected in _known_curves():
+        if agree(values, expected):
+            return Activation(kind, KINDS[kind].constants if kind in KINDS else {})
+    slope = (values / GRID)[GRID < 0].mean().item()
+    if 0 < slope < 1 and agree(values, nn.functional.leaky_relu(GRID, slope)):
+        return Activation("LeakyReLU", {"negative_slope": slope})
+    at = int((GRID - 1).abs().argmin())
+    gate = (values / GRID)[at].item()
+    if 0 < gate < 1:
+        kappa = math.log(gate / (1 - gate)) / GRID[at].item()
+        if kappa > 0 and agree(values, GRID * torch.sigmoid(kappa * GRID)):
+            # GELU's stand-in is written out often, with this very number.
+            is_gelu = math.isclose(kappa, 1.702, rel_tol=1e-4)
+            if is_gelu:
+                return Activation("GELU")
+            return Activation("SiLU", start={"lam": 1.0, "kappa": kappa})
+    for module in UNLIKE_AGLU:
+        if agree(values, module()(GRID)):
+            return Activation(reason=why_unconvertible(module()) or "")
+    return Activation(reason=UNLISTED)
+
+
+@cache
+def _known_curves() -> list[tuple[str, Tensor]]:
+    forms = [
+        (name, form(GRID.clone()))
+        for name, kind in KINDS.items()
+        for form in (kind.functions[0], *kind.forms)
+    ]
+    return [*forms, (GATE, GRID.sigmoid())]
