@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from .identify import UNLISTED, Activation, identify
+from .identify import UNLISTED, Activation, identify, identify_expression
 from .kinds import KIND_OF_METHOD, KINDS, look_up
 from .rewriting import BaseCall
 from .source import Place, inherited, readable_classes, syntax
@@ -47,6 +47,7 @@ class Call:
     repeated: bool  # runs several times with the same weights
     arms: list[Arms]  # it is in, each time that the walk comes to it
     takes_more: bool = False  # arguments than the input
+    variable: str | None = None  # the input, of an expression in place of a call
 
 
 @dataclass
@@ -210,6 +211,21 @@ class CallReader(Walker):
             repeated, self.repeated = self.repeated, True
             self.enter(node.attr, *self.methods[node.attr], {})
             self.repeated = repeated
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:  # noqa: D102
+        names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
+        known = {*self._known, *self._globals}
+        variables = {name for name in names if name not in known}
+        has_call = any(isinstance(inner, ast.Call) for inner in ast.walk(node))
+        if has_call and len(variables) == 1 and len(names) > 1:
+            variable = variables.pop()
+            found = identify_expression(
+                *(node, variable, self.module, self._self, self._globals)
+            )
+            if found is not None:
+                self._record(node, None, found, found.form, variable)
+                return
+        self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:  # noqa: D102
         if self.is_self(node):
@@ -414,10 +430,11 @@ class CallReader(Walker):
 
     def _record(
         self,
-        node: ast.Call,
+        node: ast.Call | ast.BinOp,
         attribute: str | None,
         activation: Activation,
         function: Callable | None = None,
+        variable: str | None = None,
     ) -> None:
         place = self.place(node)
         call = self.calls.get((place, self.index))
@@ -425,7 +442,8 @@ class CallReader(Walker):
             call.repeated = True
             call.arms.append(self.arms)
             return
-        called = getattr(node.args[0], "func", None) if node.args else None
+        given = [] if isinstance(node, ast.BinOp) else [*node.args, *node.keywords]
+        called = getattr(given[0], "func", None) if given else None
         is_own = isinstance(called, ast.Attribute) and self.is_self(called.value)
         self.calls[place, self.index] = Call(
             place=place,
@@ -437,7 +455,8 @@ class CallReader(Walker):
             producer=called.attr if is_own else None,
             repeated=self.repeated,
             arms=[self.arms],
-            takes_more=len(node.args) + len(node.keywords) > 1,
+            takes_more=len(given) > 1,
+            variable=variable,
         )
 
 

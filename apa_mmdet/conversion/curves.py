@@ -96,7 +96,7 @@ def _takes_one_input(activation: Callable) -> bool:
         activation = partial(type(activation).forward, activation)
     elif isinstance(activation, torch.jit.ScriptFunction):
         return len(list(activation.graph.inputs())) == 1
-    elif not isinstance(activation, (FunctionType, partial)):
+    elif not isinstance(activation, (FunctionType, MethodType, partial)):
         return False
     try:
         parameters = inspect.signature(activation).parameters.values()

@@ -6,11 +6,12 @@ It is known by its class, or it is recognised by what it computes: transformers'
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from types import FunctionType
+from functools import cache, partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .purity import called_if_pure
 
 # A reason; of functions, which may be any mathematics, it says nothing.
 UNLISTED = "it is elementwise and not linear, but none of the known activations"
+_SMOOTH = ("SiLU", "GELU", "Mish")
 _CLAMP = "it clamps its input, which need not be an activation; use nn.{0} if it is one"
 
 
@@ -34,12 +36,14 @@ class Activation:
         options: AGLU's arguments, besides ``init``, in its place.
         start: AGLU's starting values, where they are not those of the kind.
         reason: Why it cannot be converted, instead.
+        form: A function that computes the same, if it was recognised by that.
     """
 
     kind: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, float] | None = None
     reason: str = ""
+    form: Callable | None = None
 
     @property
     def category(self) -> tuple:
@@ -63,6 +67,37 @@ def identify(activation: nn.Module | Callable) -> Activation | None:
     return Activation(reason=reason) if reason else _recognised(activation)
 
 
+def identify_expression(
+    expression: ast.expr,
+    variable: str,
+    module: nn.Module,
+    self_name: str,
+    names: dict[str, Any],
+) -> Activation | None:
+    """Return which activation an expression computes from a variable.
+
+    Only smooth ones count: others cannot be told from masks and bounds.
+
+    Args:
+        expression: In a method of ``module``, which calls it ``self_name``.
+        variable: The name of what it is computed from.
+        module: The module.
+        self_name: Its name in the expression.
+        names: The method's globals.
+    """
+    if any(getattr(node, "attr", "") == "training" for node in ast.walk(expression)):
+        return None
+    parameters = [ast.arg(self_name), ast.arg(variable)]
+    arguments = ast.arguments([], parameters, None, [], [], None, [])
+    node = ast.copy_location(ast.Lambda(arguments, expression), expression)
+    tree = ast.fix_missing_locations(ast.Expression(node))
+    function = eval(compile(tree, "<expression>", "eval"), names)  # noqa: S307
+    function.syntax = node
+    values = curve(MethodType(function, module))
+    found = None if values is None else _closest(values, function)
+    return found if found is not None and found.kind in _SMOOTH else None
+
+
 _RECOGNISED: dict[Any, Activation | None] = {}  # by configuration
 
 
@@ -74,11 +109,7 @@ def _recognised(activation: nn.Module | Callable) -> Activation | None:
         return None
     if key not in _RECOGNISED:
         values = curve(activation)
-        found = None if values is None else _closest(values)
-        if found is not None and found.kind in ("ReLU", "ReLU6"):
-            if any(name.startswith("cl") for name in called_if_pure(activation) or ()):
-                found = Activation(reason=_CLAMP.format(found.kind))
-        _RECOGNISED[key] = found
+        _RECOGNISED[key] = None if values is None else _closest(values, activation)
     return _RECOGNISED[key]
 
 
@@ -95,11 +126,18 @@ def _may_be_one(activation: nn.Module | Callable) -> bool:
     return not has_state and not type(activation).__module__.startswith("torch.")
 
 
-def _closest(values: Tensor) -> Activation:
-    """Return the activation whose curve this is."""
-    for kind, expected in _known_curves():
+def _closest(values: Tensor, activation: nn.Module | Callable) -> Activation | None:
+    """Return what an activation is by its values on ``GRID``."""
+    if agree(values, GRID.sigmoid()):
+        # A function's name for a sigmoid is as little a gate as torch.sigmoid is.
+        return Activation(GATE) if isinstance(activation, nn.Module) else None
+    for kind, form, expected in _known_curves():
         if agree(values, expected):
-            return Activation(kind, KINDS[kind].constants if kind in KINDS else {})
+            called = called_if_pure(activation) or ()
+            is_clamp = any(name.startswith(("clamp", "clip")) for name in called)
+            if is_clamp and kind in ("ReLU", "ReLU6"):
+                return Activation(reason=_CLAMP.format(kind))
+            return Activation(kind, KINDS[kind].constants, form=form)
     slope = (values / GRID)[GRID < 0].mean().item()
     if 0 < slope < 1 and agree(values, nn.functional.leaky_relu(GRID, slope)):
         return Activation("LeakyReLU", {"negative_slope": slope})
@@ -107,23 +145,27 @@ def _closest(values: Tensor) -> Activation:
     gate = (values / GRID)[at].item()
     if 0 < gate < 1:
         kappa = math.log(gate / (1 - gate)) / GRID[at].item()
-        if kappa > 0 and agree(values, GRID * torch.sigmoid(kappa * GRID)):
+        if kappa > 0 and agree(values, _swish(GRID, kappa)):
             # GELU's stand-in is written out often, with this very number.
             is_gelu = math.isclose(kappa, 1.702, rel_tol=1e-4)
             if is_gelu:
-                return Activation("GELU")
-            return Activation("SiLU", start={"lam": 1.0, "kappa": kappa})
-    for module in UNLIKE_AGLU:
+                return Activation("GELU", form=partial(_swish, beta=1.702))
+            start = {"lam": 1.0, "kappa": kappa}
+            return Activation("SiLU", start=start, form=partial(_swish, beta=kappa))
+    for module in (*UNLIKE_AGLU, nn.Hardsigmoid):
         if agree(values, module()(GRID)):
             return Activation(reason=why_unconvertible(module()) or "")
     return Activation(reason=UNLISTED)
 
 
 @cache
-def _known_curves() -> list[tuple[str, Tensor]]:
-    forms = [
-        (name, form(GRID.clone()))
+def _known_curves() -> list[tuple[str, Callable, Tensor]]:
+    return [
+        (name, form, form(GRID.clone()))
         for name, kind in KINDS.items()
         for form in (kind.functions[0], *kind.forms)
     ]
-    return [*forms, (GATE, GRID.sigmoid())]
+
+
+def _swish(x: Tensor, beta: float) -> Tensor:
+    return x * torch.sigmoid(beta * x)

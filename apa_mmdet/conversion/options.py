@@ -127,7 +127,8 @@ class Options:
             if _matches(path, pattern):
                 return f"excluded by {pattern!r}"
         if self.filter_fn is not None:
-            if not self.filter_fn(site.fixed_activation(), path):
+            activation = module._modules.get(site.attribute) or site.fixed_activation()
+            if not self.filter_fn(activation, path):
                 return "filter_fn does not select it"
         return ""
 

@@ -14,7 +14,7 @@ from torch import nn
 from .call_sites import CallReader, Surroundings
 from .grouping import CallGroup, group_calls
 from .identify import Activation, identify
-from .kinds import FUNCTION_NAMES, KINDS, WITH_ARGUMENTS, look_up
+from .kinds import FUNCTION_NAMES, GATE, KINDS, WITH_ARGUMENTS, look_up
 from .report import NEVER_CALLED
 from .rewriting import BaseCall, FixedFunction, SiteCall, is_rewritten
 from .rules import BlockConverter, converter_of
@@ -27,8 +27,12 @@ from .source import (
     syntax,
 )
 
-# Without any of these, no function of torch is called inline and nothing repeatedly.
-_WORTH_READING = (*FUNCTION_NAMES, "multi_apply", "map(", "for ")
+# Without any of these, no function of torch is called inline, no activation is written
+# out, and nothing is called repeatedly.
+_WORTH_READING = (
+    *(*FUNCTION_NAMES, "sigmoid(", "tanh(", "erf(", "exp("),
+    *("multi_apply", "map(", "for "),
+)
 
 
 @dataclass
@@ -42,7 +46,8 @@ class PlannedSite:
     # BlockConverter gives it; None if the attribute becomes the activation itself.
     key: str | None
     activation: Activation
-    original: Callable | None  # that it replaces; None for a function of torch
+    # What it replaces, if that was recognised by what it computes.
+    original: Callable | None
     shared: tuple[str, ...] = ()  # why more than one call leads to it
     method: str | None = None  # the one that calls a function inline
 
@@ -57,6 +62,8 @@ class PlannedSite:
             return self.original
         if self.original is not None:
             return FixedFunction(self.original)
+        if self.kind == GATE:
+            return nn.Sigmoid()
         kind = KINDS[self.kind]
         options = self.activation.options
         return kind.module(**{k: v for k, v in options.items() if k in kind.arguments})
@@ -206,7 +213,7 @@ def _read(
             why = "it is called only for its effect on the input"
             plan.left.append((attribute, kind, why))
         elif any(group.first.takes_more for group in own) and (
-            kind in WITH_ARGUMENTS or look_up(getattr(module, attribute)) is None
+            kind in WITH_ARGUMENTS or _recognised(module, attribute) is not None
         ):
             plan.left.append((attribute, kind, "it is called with further arguments"))
         elif own and attribute not in reader.escapes:
@@ -259,7 +266,7 @@ def _add_sites(
                 method = group.first.place.method
                 original = group.calls[group.first.place][index].function
             else:
-                method, original = None, getattr(plan.module, attribute)
+                method, original = None, _recognised(plan.module, attribute)
             shared = group.why_shared()
             plan.sites.append(
                 PlannedSite(attribute, key, activation, original, shared, method)
@@ -269,7 +276,7 @@ def _add_sites(
             is_direct = call.attribute == attribute and not call.takes_more
             if not (is_only_one and is_direct):
                 loops = () if is_only_one else call.loops
-                site_call = SiteCall(place, attribute, number, loops)
+                site_call = SiteCall(place, attribute, number, loops, call.variable)
                 plan.site_calls.setdefault(attribute, []).append(site_call)
 
 
@@ -277,4 +284,9 @@ def _whole(
     module: nn.Module, attribute: str, activation: Activation, key: str | None = None
 ) -> PlannedSite:
     """Return the one site of whatever calls an attribute."""
-    return PlannedSite(attribute, key, activation, getattr(module, attribute))
+    return PlannedSite(attribute, key, activation, _recognised(module, attribute))
+
+
+def _recognised(module: nn.Module, attribute: str) -> Callable | None:
+    activation = getattr(module, attribute)
+    return activation if look_up(activation) is None else None

@@ -93,7 +93,7 @@ def _may_call(value: Any, called: set[str], stack: tuple) -> bool:
     if isinstance(value, partial):
         given = (*value.args, *value.keywords.values())
         return all(map(is_constant, given)) and _may_call(value.func, called, stack)
-    name = getattr(value, "__name__", "")
+    name = str(getattr(value, "__name__", ""))
     if isinstance(value, MethodType):
         owner = value.__self__
         if isinstance(owner, nn.Module):
@@ -150,7 +150,9 @@ def _reads_pure(
         return False
     if function in stack:
         return False
-    node = syntax(function) or lambda_syntax(function)
+    # An expression, compiled as a function, brings its own.
+    node = getattr(function, "syntax", None)
+    node = node or syntax(function) or lambda_syntax(function)
     if node is None:
         return False
     return _Reader(node, function, owner, called, (*stack, function)).is_pure()

@@ -1,5 +1,6 @@
 """Activations are recognised by what they compute, and by nothing that they do."""
 
+import copy
 import functools
 import math
 
@@ -211,6 +212,7 @@ NONE = {
     "prints": module(lambda self, x: print(x) or F.silu(x)),
     "opens a file": module(lambda self, x: open("/nowhere") and F.silu(x)),
     "fails": module(lambda self, x: refusing(x)),
+    "a sigmoid as a function": lambda x: 1 / (1 + torch.exp(-x)),
     "mask": module(lambda self, x: x > 0),
     "holds a tensor": module(lambda self, x: F.silu(x), table=torch.zeros(3)),
     "holds a module": module(lambda self, x: F.silu(x), act=nn.SiLU()),
@@ -358,3 +360,56 @@ def test_activations_in_a_plain_list(check, left):
     report = convert_activations(model)
     assert not report.sites and torch.equal(model(x), expected)
     assert "another activation in each pass" in left(report)["forward()"]
+
+
+class Written(nn.Module):
+    """The formulas themselves, in a forward with other things."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = (nn.Linear(4, 4) for _ in range(3))
+        self.beta = 2.0
+
+    def forward(self, x):
+        x = self.fc1(x)
+        x = 1 + 0.5 * (x * torch.sigmoid(self.beta * x))
+        y = self.fc2(x)
+        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+        z = self.fc3(x)
+        z = z * torch.sigmoid(z) if x.ndim == 2 else torch.sigmoid(z) * z
+        gate = torch.sigmoid(y)
+        return z * torch.sigmoid(y) + gate * torch.tanh(z) * (z > 0) * z.exp()
+
+
+def test_expressions_are_converted(check):
+    expected = ["silu", "gelu", "silu_inline"]
+    report = check(Written(), expected, torch.randn(8, 4), init="auto")
+    assert report.sites[0].start == "lambda 1, kappa 2"
+    assert report.left == []
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "silu_inline"])
+def test_an_excluded_expression_stays(name):
+    model, x = Written(), torch.randn(8, 4)
+    before = model(x)
+    convert_activations(model, exclude=[name])
+    assert not hasattr(model, name)
+    torch.testing.assert_close(model(x), before, atol=0.02, rtol=0.01)
+
+
+def test_an_excluded_expression_beside_another_stays():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.fc(x * torch.sigmoid(1.702 * x))
+            return x * torch.sigmoid(1.702 * x)
+
+    model, x = Model(), torch.randn(8, 4)
+    before = model(x)
+    report = convert_activations(model, exclude=["gelu.0"])
+    assert [site.path for site in report.sites] == ["gelu.1"]
+    torch.testing.assert_close(model(x), before)
+    assert isinstance(copy.deepcopy(model).gelu["1"], AGLU)
