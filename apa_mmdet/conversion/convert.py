@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from .dry_run import check_inputs, compare
 from .grouping import REPEATED
 from .options import FilterFn, Options
 from .planning import ModulePlan, PlannedSite, join, plan_model
@@ -24,6 +26,7 @@ def convert_activations(
     exclude: Sequence[str] = (),
     gates: bool = False,
     filter_fn: FilterFn | str | None = None,
+    example_inputs: Any = None,
 ) -> ConversionReport:
     """Replace a model's fixed activations by learnable ones, in place.
 
@@ -72,6 +75,12 @@ def convert_activations(
             called with each activation that the other options select and its path in
             the converted model; False leaves it. For a function called inline,
             ``module`` is the module that computes it.
+        example_inputs: The model's argument, a tuple of its arguments, or a dict of its
+            keyword arguments. With them, the model runs once before and once after the
+            conversion, without gradients and in the mode it is in, and what ran is
+            compared with the report: see ``ConversionReport.disagreements``. The
+            conversion is the same, and the runs leave no trace in the model's state
+            and in random states.
 
     Returns:
         The report, which is also stored as ``model.conversion_report``.
@@ -80,8 +89,8 @@ def convert_activations(
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
             a list of names is one string, or ``filter_fn`` cannot be called.
         ValueError: If the model has been converted already, a part or pattern matches
-            nothing, a type is unknown, ``filter_fn`` names nothing, or ``init`` is not
-            a starting value.
+            nothing, a type is unknown, ``filter_fn`` names nothing, ``init`` is not a
+            starting value, or the model does not run with ``example_inputs``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
@@ -94,6 +103,8 @@ def convert_activations(
     plans = plan_model(model)
     paths = [plan.path_of(site) for plan in plans for site in plan.sites]
     options.check_names(model, paths)
+    if example_inputs is not None:
+        check_inputs(model, example_inputs)
 
     report = ConversionReport()
     fixed = fixed_in(model)
@@ -112,6 +123,8 @@ def convert_activations(
         if callable(freeze) and not inspect.signature(freeze).parameters:
             freeze()
     report.sites = [_report_site(*each) for each in converted]
+    if example_inputs is not None:
+        compare(model, report, example_inputs)
     model.conversion_report = report
     return report
 

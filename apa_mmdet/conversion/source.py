@@ -7,10 +7,11 @@ import builtins
 import hashlib
 import inspect
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -64,6 +65,31 @@ def syntax(function: Callable) -> ast.FunctionDef | None:
         if names - inner.__globals__.keys() - vars(builtins).keys():
             return None  # it could not be applied to a changed version
     return node
+
+
+@cache
+def lambda_syntax(function: FunctionType) -> ast.Lambda | None:
+    """Return the syntax tree of a lambda, None if it is not one or not evident."""
+    if function.__code__.co_name != "<lambda>":
+        return None
+    try:
+        text = "".join(linecache.getlines(inspect.getsourcefile(function)))
+        nodes = ast.walk(ast.parse(text))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    line = function.__code__.co_firstlineno
+    found = [n for n in nodes if isinstance(n, ast.Lambda) and n.lineno == line]
+    return found[0] if len(found) == 1 else None
+
+
+def dotted_value(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Return the value of ``name`` or ``module.name`` among ``names``, None if none."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        module = dotted_value(node.value, names)
+        return getattr(module, node.attr, None) if inspect.ismodule(module) else None
+    return None
 
 
 @cache
