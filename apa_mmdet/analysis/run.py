@@ -33,7 +33,7 @@ _LEARNED = ("lambda_param", "kappa_param", "class_frequency")
 
 
 def build_model(
-    cfg: Config, checkpoint: str | None = None
+    cfg: Config, checkpoint: str | None = None, seed: int = 0
 ) -> tuple[nn.Module, Parameters]:
     """Return a config's detector, and the lambda and kappa that it starts with.
 
@@ -54,6 +54,7 @@ def build_model(
             weights, _ = weights_of(content)
         except ValueError as error:
             raise ValueError(f"checkpoint {checkpoint}: {error}") from None
+    _set_seed(seed)
     with quiet_mmdet():
         model = MODELS.build(cfg.model)
         if weights is None:
@@ -189,10 +190,7 @@ def collect(
 
 def _run(model: nn.Module, dataset: Any, index: int, collector: Collector) -> None:
     """Compute the losses of one image, with random choices of its own."""
-    seed = zlib.crc32(f"{collector.statistics.sampler.seed} {index}".encode())
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    _set_seed(zlib.crc32(f"{collector.statistics.sampler.seed} {index}".encode()))
     data = pseudo_collate([dataset[index]])
     sample = data["data_samples"][0]
     if "gt_instances" not in sample:
@@ -205,6 +203,12 @@ def _run(model: nn.Module, dataset: Any, index: int, collector: Collector) -> No
     collector.start_image(index, block)
     data = model.data_preprocessor(data, training=True)
     model(**data, mode="loss")
+
+
+def _set_seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _check_patterns(patterns: Sequence[str], collector: Collector) -> None:

@@ -64,6 +64,15 @@ def test_class_images_counts_images_not_repetitions(cfg):
     assert len(dataset) > len(inner)  # some are repeated
 
 
+def test_untrained_weights_depend_on_the_seed_only():
+    cfg = small_config(FASTER_RCNN)
+    one, other = (build_model(cfg, seed=seed)[0] for seed in (1, 1))
+    for key, weight in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], weight)
+    weight = build_model(cfg, seed=2)[0].backbone.conv1.weight
+    assert not torch.equal(weight, one.backbone.conv1.weight)
+
+
 def test_a_checkpoint_gives_start_and_current_values(tmp_path):
     cfg = small_config(FASTER_RCNN)
     path = str(tmp_path / "weights.pth")

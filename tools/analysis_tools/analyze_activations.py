@@ -70,7 +70,7 @@ def analyse(args: argparse.Namespace) -> None:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     if dist.is_initialized() and args.device == "cuda":
         torch.cuda.set_device(args.local_rank)
-    model, start = build_model(cfg, args.checkpoint)
+    model, start = build_model(cfg, args.checkpoint, args.seed)
     dataset = build_dataset(cfg, "train")
     classes, images = class_images(dataset)
     if args.data != "train":
