@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.registry import MODELS
 from torch import nn
 
 from apa_mmdet.analysis.collect import Collector, Statistics
 from apa_mmdet.analysis.compare import moments
 from apa_mmdet.analysis.run import collect
 from apa_mmdet.analysis.sampling import ImageSampler
-from apa_mmdet.analysis.sites import parameters_of
+from apa_mmdet.analysis.sites import parameters_of, planned_names
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU, APA
+from apa_mmdet.testing.small_detectors import FASTER_RCNN, small_config
 
 GROUPS = np.array(["r", "c", "f", "f"])
 
@@ -60,6 +62,14 @@ def test_a_converted_model_has_the_same_sites(detector, images):
     names = list(collected(model, images(2)).sites)
     convert_activations(model, gates=True)
     assert list(collected(model, images(2)).sites) == names
+
+
+def test_names_of_residual_blocks_are_those_of_the_conversion():
+    cfg = small_config(FASTER_RCNN, converted=False)
+    names = planned_names(MODELS.build(cfg.model))
+    block = "backbone.layer1.0"
+    assert names[f"{block}.relu"] == [f"{block}.act1", f"{block}.act2"]
+    assert names["rpn_head.relu"] == ["rpn_head.relu"]
 
 
 def test_nothing_stays_behind(detector, images):
