@@ -122,7 +122,6 @@ def test_a_box_detector_can_be_evaluated_by_boxes(build):
     [
         "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",  # with_mask is False
         "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",  # the same
-        "lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py",
     ],
 )
 def test_models_with_masks_pass(build, path):
@@ -136,8 +135,7 @@ def test_models_with_masks_pass(build, path):
         run.test()
 
 
-@pytest.mark.parametrize("hook", [SetupCheckHook, ClassFrequencyHook])
-def test_labels_of_the_training_data(build, hook, tmp_path):
+def test_labels_of_the_training_data(build, tmp_path):
     path = tmp_path / "train.json"
     image = dict(id=1, height=9, width=9, file_name="a.jpg")
     box = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 5, 5], area=25)
@@ -146,11 +144,9 @@ def test_labels_of_the_training_data(build, hook, tmp_path):
     path.write_text(json.dumps(data))
     dataset = dict(type="CocoDataset", ann_file=str(path), data_prefix=dict(img=""))
     dataset["metainfo"] = dict(classes=("b", "a"))
-    for mode in ("train", "test"):
-        run = build(
-            small_config(RETINANET, converted=False).model, metric("bbox"), hook
-        )
+    refused = pytest.raises(ValueError, match="train.json: label 0 is category 0, 'a'")
+    for mode, expected in (("train", refused), ("test", pytest.raises(Stop))):
+        run = build(small_config(RETINANET, converted=False).model, metric("bbox"))
         run._train_dataloader = dict(run._train_dataloader, dataset=dataset)
-        refused = pytest.raises(ValueError, match="train.json: label 0 is category 0, ")
-        with refused if mode == "train" else pytest.raises(Stop):
-            getattr(run, mode)()  # testing does not read the training data
+        with expected:  # testing does not read the training data
+            getattr(run, mode)()

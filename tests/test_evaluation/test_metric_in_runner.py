@@ -149,18 +149,22 @@ def test_categories_in_another_order_than_the_classes(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"),
+    ("mode", "classes", "message"),
     [
         (
-            (CLASSES[0], "red_start"),
-            "val.json: no category is named 'red_start' \\(1 of",
+            "train",
+            (CLASSES[0], "moon"),
+            r"val.json: no category is named 'moon' \(1 of",
         ),
-        ("red_star", "is the string 'red_star', .*written classes=\\('red_star',\\)"),
-        (CLASSES[:2] * 2, f"has {CLASSES[0]!r} 2 times"),
+        (
+            "test",
+            "red_star",
+            r"is the string 'red_star', .*written classes=\('red_star',",
+        ),
+        ("test", CLASSES[:2] * 2, f"has {CLASSES[0]!r} 2 times"),
     ],
 )
-@pytest.mark.parametrize("mode", ["train", "test"])
-def test_classes_that_cannot_be_evaluated(build, classes, message, mode):
+def test_classes_that_cannot_be_evaluated(build, mode, classes, message):
     runner = build(classes=classes)
     with pytest.raises(ValueError, match=message):
         getattr(runner, mode)()
@@ -170,7 +174,7 @@ def test_classes_that_cannot_be_evaluated(build, classes, message, mode):
 # ----------------------------------------------------------------- checkpoints, scores
 
 
-@pytest.mark.parametrize("save_best", ["auto", "lvis/segm_AP", "lvis/bbox_APr"])
+@pytest.mark.parametrize("save_best", ["auto", "lvis/segm_AP"])
 def test_save_best(build, tmp_path, save_best):
     """Nothing is right after the first and third epoch, everything after the second."""
     hook = dict(type="CheckpointHook", save_best=save_best, interval=9)
