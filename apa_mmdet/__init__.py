@@ -73,6 +73,7 @@ def _install() -> None:
         "models",
         "engine",  # ClassFrequencyHook
         "evaluation.metric",  # LVISFastMetric
+        "evaluation.calibration_evaluator",  # CalibrationEvaluator
     ):
         import_module(f"{__name__}.{module}")
 

@@ -247,6 +247,7 @@ def test_modules_alone_only_add_their_own_types(installation):
     names = {name for name, _, _ in installation["modules"]}
     assert {"apa_mmdet.compat", "apa_mmdet.engine.flops", "apa_mmdet.models"} <= names
     own = {
+        "mmdet evaluator: CalibrationEvaluator",
         "mmdet hook: ClassFrequencyHook",
         "mmdet metric: LVISFastMetric",
         "mmdet model: APABBoxHead",
