@@ -1,10 +1,13 @@
 """Class statistics in a run, and several calibrations in one test."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
 from mmdet.datasets import BaseDetDataset
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import RepeatDataset
 from mmengine.evaluator import BaseMetric
@@ -260,3 +263,38 @@ def test_a_checkpoint_without_counts(tmp_path):
         torch.save(content, path)
         with pytest.raises(ValueError, match="a.pth has no class counts.*--read-coun"):
             provide_class_counts(cfg, path, False)
+
+
+# ------------------------------------------------------------------- tools/test.py
+
+
+def test_the_tool_tries_several(load_tool, repo, mini_lvis, tmp_path, monkeypatch):
+    cfg = Config.fromfile(repo / "configs/mini_lvis/mask_rcnn_r18_apa.py")
+    options = {
+        "model.backbone.base_channels": 8,
+        "model.neck.in_channels": [8, 16, 32, 64],
+        "model.roi_head.mask_head": None,
+        "model.test_cfg.rpn.max_per_img": 16,
+        "data_root": str(mini_lvis),
+        "test_dataloader.dataset.indices": 2,
+        "test_dataloader.num_workers": 0,
+        "test_dataloader.persistent_workers": False,
+        "test_evaluator.metric": "bbox",
+        "test_evaluator.img_ids": "predicted",
+    }
+    cfg.merge_from_dict(options)
+    path = tmp_path / "random.pth"
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path)
+    argv = ["test.py", cfg.filename, str(path), "--work-dir", str(tmp_path)]
+    argv += ["--calibration", "none", "NORCAL:gamma=0.5", "--read-counts"]
+    argv += ["--cfg-options"]
+    argv += [f"{key}={str(value).replace(' ', '')}" for key, value in options.items()]
+    monkeypatch.setattr(sys, "argv", argv)
+    load_tool("test.py").main()
+    (path,) = tmp_path.glob("*/*.json")
+    (figures,) = map(json.loads, path.read_text().splitlines())
+    for name in ("none", "NORCAL:gamma=0.5"):
+        for figure in ("AP", "APr", "FixedAP", "FixedAPr"):
+            assert f"{name}/lvis/bbox_{figure}" in figures
+    log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    assert "class counts and box positions read from the training data: 1,377" in log
