@@ -129,6 +129,8 @@ def try_calibrations(cfg: Config, calibrations: Sequence[str]) -> None:
         )
     rcnn.calibration = list(calibrations)
     metrics = cfg.test_evaluator
+    if "metrics" in metrics:  # an evaluator instead of metrics
+        metrics = metrics.metrics
     metrics = [metrics] if isinstance(metrics, dict) else list(metrics)
     for metric in metrics:
         if str(metric.type).rpartition(".")[2] != "LVISFastMetric":

@@ -85,6 +85,7 @@ class CalibrationEvaluator(Evaluator):
         """Return the results of all calibrations, and log them side by side."""
         results: dict[str, dict[str, float]] = {}
         for name, metrics in self._metrics_by_name().items():
+            MMLogger.get_current_instance().info(f"calibration: {name}")
             results[name] = Evaluator(metrics).evaluate(size)
         _log(results)
         return {

@@ -229,6 +229,9 @@ def test_several_calibrations_get_the_evaluator():
     assert evaluator.calibrations == ["none", "NORCAL:gamma=0.5"]
     (metric,) = evaluator.metrics
     assert metric.type == "LVISFastMetric" and metric.fixed_ap
+    try_calibrations(cfg, ["FRACAL", "NORCAL"])
+    assert cfg.test_evaluator.calibrations == ["FRACAL", "NORCAL"]
+    assert [metric.type for metric in cfg.test_evaluator.metrics] == ["LVISFastMetric"]
 
 
 def test_configs_that_cannot_be_calibrated():

@@ -61,6 +61,8 @@ def test_each_calibration_has_its_own_figures(monkeypatch):
             expected[f"{name}/{start}/cat_precision"] = 0.0
     assert results == pytest.approx(expected)
     assert list(results) == list(expected)
+    assert lines[:2] == [f"calibration: {name}" for name in NAMES]
+    del lines[:2]
     titles = [line.splitlines()[0] for line in lines]
     kinds = ("lvis/bbox", "lvis/bbox Fixed AP", "three/bbox", "three/bbox Fixed AP")
     assert titles == [f"{kind}, in per cent" for kind in kinds]
