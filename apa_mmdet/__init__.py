@@ -34,6 +34,7 @@ def _install() -> None:
     from .engine import best_figures, checkpoint, flops
     from .layers import AGLU, APA
     from .models import conversion_rules
+    from .models.calibration import roi_head
     from .optim import APAOptimWrapperConstructor
 
     # torch.load(weights_only=True), the default since torch 2.6, also reads what
@@ -61,15 +62,20 @@ def _install() -> None:
     )
     # Only convert_activations() uses these rules about MMDetection's classes.
     add_rules(conversion_rules.RULES)
+    # mmdet's RoI heads look for test_cfg.rcnn.calibration; without it they are built as
+    # before.
+    roi_head.enable()
     # Configs can use the new types below; no existing type is replaced. MODELS is
     # MMEngine's root registry, which every scope can see.
     for layer in (AGLU, APA):
         MODELS.register_module(module=layer)
     for module in (
         "layers.attention",  # APASELayer, APACBAM
-        "models",  # APADetector, APAResNet, APAResNeXt, losses, heads and predictors
+        # APADetector, APAResNet, APAResNeXt, losses, heads, predictors, calibrations
+        "models",
         "engine",  # ClassFrequencyHook, SetupCheckHook
         "evaluation.metric",  # LVISFastMetric
+        "evaluation.calibration_evaluator",  # CalibrationEvaluator
     ):
         import_module(f"{__name__}.{module}")
 

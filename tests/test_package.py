@@ -247,6 +247,7 @@ def test_modules_alone_only_add_their_own_types(installation):
     names = {name for name, _, _ in installation["modules"]}
     assert {"apa_mmdet.compat", "apa_mmdet.engine.flops", "apa_mmdet.models"} <= names
     own = {
+        "mmdet evaluator: CalibrationEvaluator",
         "mmdet hook: ClassFrequencyHook",
         "mmdet hook: SetupCheckHook",
         "mmdet metric: LVISFastMetric",
@@ -256,6 +257,9 @@ def test_modules_alone_only_add_their_own_types(installation):
         "mmdet model: APAResNeXt",
         "mmdet model: APAResNet",
         "mmdet model: EQLV2BoxLoss",
+        "mmdet task util: FRACAL",
+        "mmdet task util: LogitAdjustment",
+        "mmdet task util: NORCAL",
         "mmengine model: APACBAM",
         "mmengine model: APASELayer",
         "mmengine model: CosineConv2d",
@@ -271,6 +275,7 @@ def test_the_package_installs_what_its_list_says(installation):
     assert installation["replaced"] == [
         "loader for: ",
         "lvis.eval.np",
+        "mmdet.models.roi_heads.base_roi_head.BaseRoIHead.__init__",
         "mmengine.runner.checkpoint.CheckpointLoader._schemes",
         "mmengine.runner.checkpoint.load_url",
     ]

@@ -9,6 +9,7 @@ from apa_mmdet.requirements import check_requirements
 
 check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
+from apa_mmdet.engine.calibration import provide_class_counts, try_calibrations
 from apa_mmdet.engine.launch import (
     add_common_arguments,
     build_runner,
@@ -28,10 +29,18 @@ def parse_args() -> argparse.Namespace:
     add("--show-dir", help="draw each prediction to this folder in the work dir")
     add("--wait-time", type=float, default=2, help="seconds to show each picture")
     add("--tta", action="store_true", help="test-time augmentation (boxes only)")
+    calibration_help = "calibrate scores; of several, each is evaluated on one pass "
+    calibration_help += "over the images: none FRACAL NORCAL:gamma=0.6 LogitAdjustment"
+    add("--calibration", nargs="+", metavar="NAME", help=calibration_help)
+    counts_help = "read the class counts that calibrations need from the training data"
+    add("--read-counts", action="store_true", help=counts_help)
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out {args.out}: expected a name ending in .pkl")
+    if len(args.calibration or ()) > 1 and (args.out or args.tta):
+        option = "--out" if args.out else "--tta"
+        parser.error(f"{option} works with one --calibration, not several; give one")
     if "://" not in args.checkpoint:
         require_detector(args.checkpoint)
     return args
@@ -70,6 +79,9 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args, splits=("test",))
     cfg.load_from = args.checkpoint
+    if args.calibration:
+        try_calibrations(cfg, args.calibration)
+    provide_class_counts(cfg, args.checkpoint, args.read_counts)
     if args.show or args.show_dir:
         from mmdet.engine.hooks.utils import trigger_visualization_hook
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
-from ..datasets.class_frequency import _leaves
+from ..datasets.labels import leaves
 from ..engine.checkpoint import read_checkpoint
 from ..evaluation.core.workers import progress_bar
 from ..models.published_checkpoints import weights_of
@@ -130,7 +130,7 @@ def build_dataset(cfg: Config, split: str) -> Any:
 def class_images(dataset: Any) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of a data set's classes and how many images show each."""
     names, counts = (), np.zeros(0, np.int64)
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         leaf.full_init()
         names = tuple(leaf.metainfo["classes"])
         counts = counts if len(counts) else np.zeros(len(names), np.int64)

@@ -2,10 +2,13 @@
 
 from .apa_detector import APADetector
 from .backbones import APAResNet, APAResNeXt
+from .calibration import FRACAL, NORCAL, LogitAdjustment
 from .losses import APALoss, EQLV2BoxLoss
 from .roi_heads import APABBoxHead, CosineConv2d, WrappedCauchyLinear
 
 __all__ = [
+    "FRACAL",
+    "NORCAL",
     "APABBoxHead",
     "APADetector",
     "APALoss",
@@ -13,5 +16,6 @@ __all__ = [
     "APAResNet",
     "CosineConv2d",
     "EQLV2BoxLoss",
+    "LogitAdjustment",
     "WrappedCauchyLinear",
 ]
