@@ -1,4 +1,4 @@
-"""Test a detector: MMDetection's tools/test.py, but it first checks the data."""
+"""Test a detector: MMDetection's tools/test.py, but it first checks its files."""
 
 # ruff: noqa: E402
 from __future__ import annotations

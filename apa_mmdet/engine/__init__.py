@@ -1,4 +1,4 @@
-"""The class-frequency hook, launching, reading checkpoints and counting operations."""
+"""The class-frequency hook, launching, checkpoints, TTA and counting operations."""
 
 from .checkpoint import read_checkpoint
 from .class_frequency_hook import ClassFrequencyHook

@@ -27,7 +27,7 @@ def load_weights(path: str) -> Mapping[str, Any]:
     Raises a ValueError if it cannot be read or contains no weights.
     """
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
+        checkpoint = CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
     except (OSError, RuntimeError, UnpicklingError) as error:
         where = f"{path}: " if "://" in path else ""  # a local file's error names it
         raise ValueError(f"checkpoint {where}{error}") from None
