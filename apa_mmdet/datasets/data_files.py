@@ -1,4 +1,4 @@
-"""The data files that a config names: moving their root, checking that they exist."""
+"""Checking that the data files that a config names exist."""
 
 from __future__ import annotations
 
@@ -23,34 +23,6 @@ _LAYOUT = """expected layout, according to the config's data set:
     {images}, with the images that the annotations name"""
 _IMAGE_KEYS = (b'"coco_url"', b'"file_name"')
 _COCO_URL = "http://images.cocodataset.org/"
-
-
-def set_data_root(cfg: Config, root: str) -> None:
-    """Point a config's data sets and evaluators at another folder.
-
-    Every string of the config that begins with its ``data_root`` is changed, in place.
-    MMEngine's own ``--cfg-options data_root=...`` changes only the top-level variable.
-
-    Raises:
-        KeyError: If the config has no ``data_root``.
-    """
-    if "data_root" not in cfg:
-        raise KeyError(
-            "the config has no data_root to replace; set the data_root of its data sets"
-        )
-    old, new = cfg.data_root, osp.join(root, "")
-
-    def move(value):
-        if isinstance(value, dict):
-            for key in value:
-                value[key] = move(value[key])
-        elif isinstance(value, (list, tuple)):
-            value = type(value)(move(item) for item in value)
-        elif isinstance(value, str) and value.startswith(old):
-            value = new + value[len(old) :]
-        return value
-
-    move(cfg._cfg_dict)
 
 
 def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:

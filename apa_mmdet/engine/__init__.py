@@ -1,4 +1,4 @@
-"""Hooks, launching, reading checkpoints and counting operations."""
+"""Hooks, launching, checkpoints, TTA, calibration and counting operations."""
 
 from .checkpoint import read_checkpoint
 from .class_frequency_hook import ClassFrequencyHook

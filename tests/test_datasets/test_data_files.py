@@ -1,11 +1,11 @@
-"""Checking that a config's files exist, and moving its data root."""
+"""Checking that a config's files exist."""
 
 import json
 
 import pytest
 from mmengine.config import Config
 
-from apa_mmdet.datasets import check_files, set_data_root
+from apa_mmdet.datasets import check_files
 
 URL = "http://images.cocodataset.org/"
 
@@ -94,13 +94,3 @@ def test_missing_pretrained_weights_are_named(root, tmp_path):
     check_files(cfg)
     start["checkpoint"] = "torchvision://resnet50"
     check_files(config(root, backbone=dict(init_cfg=start)))
-
-
-def test_data_root_moves_data_sets_and_evaluators(root):
-    cfg = config("/somewhere/else")
-    set_data_root(cfg, str(root))
-    check_files(cfg)
-    assert cfg.data_root == f"{root}/"
-    assert cfg.val_evaluator.ann_file == f"{root}/annotations/lvis_v1_val.json"
-    with pytest.raises(KeyError, match="no data_root"):
-        set_data_root(Config(dict(model=dict())), "x")

@@ -165,6 +165,28 @@ def test_compiled_as_one_graph(implementation, backend, learnable):
             torch.testing.assert_close(own, expected)
 
 
+@pytest.mark.parametrize("implementation", ["native", "plain"])
+def test_compiled_for_a_number_of_proposals_that_is_data(implementation):
+    torch.compiler.reset()
+    loss = dropping_loss(learnable="class")
+
+    def loss_of_used(logits, labels):
+        used = (labels >= 0).nonzero().squeeze(1)
+        return loss(logits[used], labels[used])
+
+    logits = torch.linspace(-3, 3, 24).reshape(6, 4)
+    labels = torch.tensor([0, -1, 2, 4, 1, 4])
+    with (
+        use_implementation(implementation),
+        torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True),
+    ):
+        compiled = torch.compile(loss_of_used, fullgraph=True, backend="eager")
+        torch.manual_seed(1)
+        value = compiled(logits, labels)
+        torch.manual_seed(1)
+        torch.testing.assert_close(value, loss_of_used(logits, labels))
+
+
 def test_missing_frequencies_are_reported_by_a_compiled_loss():
     torch.compiler.reset()
     compiled = torch.compile(APALoss(4, rare_threshold=0.05), backend="eager")
