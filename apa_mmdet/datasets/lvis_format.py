@@ -30,10 +30,11 @@ class _AnnotationFile(COCO):
             ids[category["name"]].append(category["id"])
         unknown = [name for name in cat_names if name not in ids]
         if unknown:
+            some = [*map(repr, ids)][:5] + ["..."] * (len(ids) > 5)
             raise ValueError(
-                f"{self._path} has no category {unknown[0]!r}, one of {len(unknown)} "
-                f"unknown of the {len(cat_names)} names in metainfo['classes']; it has "
-                f"{len(ids)}: {', '.join(map(repr, list(ids)[:5]))}, ..."
+                f"{self._path}: has no category {unknown[0]!r} ({len(unknown)} of the "
+                f"{len(cat_names)} metainfo['classes'] are unknown); its {len(ids)} "
+                f"categories are {', '.join(some)}"
             )
         for name in cat_names:
             if len(ids[name]) > 1:
