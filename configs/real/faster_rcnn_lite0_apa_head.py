@@ -19,7 +19,14 @@ model = dict(
         norm_eval=True,
         init_cfg=dict(type="Pretrained", checkpoint="package://" + weights),
     ),
-    neck=dict(in_channels=[24, 40, 112, 320], out_channels=width),
+    # Without a norm the features are ten times as large as a ResNet's, and the
+    # classifier starts far from its prior.
+    neck=dict(
+        in_channels=[24, 40, 112, 320],
+        out_channels=width,
+        no_norm_on_lateral=True,
+        norm_cfg=dict(type="GN", num_groups=32),
+    ),
     rpn_head=dict(
         in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4])
     ),
