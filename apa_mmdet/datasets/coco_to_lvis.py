@@ -88,6 +88,13 @@ def coco_to_lvis(
             f"rare_max={rare_max}, common_max={common_max}: expected 0 <= rare_max <= "
             f"common_max, numbers of training images"
         )
+    out_dir = Path(out_dir)
+    outputs = {split: out_dir / f"{split}.json" for split in files}
+    for path in files.values():
+        if Path(path).resolve() in [output.resolve() for output in outputs.values()]:
+            raise ValueError(
+                f"{path}: would be overwritten; choose another folder than {out_dir}"
+            )
     splits = {split: _Split(path) for split, path in files.items()}
     train = splits["train"]
     for split in splits.values():
@@ -95,9 +102,8 @@ def coco_to_lvis(
     if drop_unused:
         used = {category for split in splits.values() for category in split.used}
         train.categories = [item for item in train.categories if item["id"] in used]
-    categories = _describe(train, rare_max, common_max)
+    categories = _count_classes(train, rare_max, common_max)
 
-    out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     unchecked = {split: out_dir / f".{split}.json.unchecked" for split in splits}
     try:
@@ -106,14 +112,14 @@ def coco_to_lvis(
             unchecked[name].write_text(text, encoding="utf-8")
             _check(unchecked[name], split)
         for name, path in unchecked.items():
-            path.replace(out_dir / f"{name}.json")
+            path.replace(outputs[name])
     finally:
         for path in unchecked.values():
             path.unlink(missing_ok=True)
     frequencies = Counter(item["frequency"] for item in categories)
     return {
         name: Converted(
-            path=out_dir / f"{name}.json",
+            path=outputs[name],
             images=len(split.images),
             instances=len(split.annotations),
             crowds=split.num_crowds,
@@ -170,10 +176,11 @@ class _Split:
                     f"{self.path}: {_name('image', position, image)} has height "
                     f"{height} and width {width}, expected pixels of the image file"
                 )
-            if not isinstance(image.get("file_name", image.get("coco_url")), str):
+            file_name = image.get("file_name", image.get("coco_url"))
+            if not isinstance(file_name, str):
                 raise ValueError(
-                    f"{self.path}: {_name('image', position, image)} has no file_name; "
-                    f"add its path below the folder of images"
+                    f"{self.path}: {_name('image', position, image)} has file_name "
+                    f"{file_name!r}, expected its path below the folder of images"
                 )
             self._sizes[image_id] = height, width
 
@@ -288,7 +295,9 @@ def _require_same_categories(train: _Split, other: _Split) -> None:
             )
 
 
-def _describe(train: _Split, rare_max: int, common_max: int) -> list[dict[str, Any]]:
+def _count_classes(
+    train: _Split, rare_max: int, common_max: int
+) -> list[dict[str, Any]]:
     """Return LVIS's categories, with counts of the training annotations."""
     instances = Counter(item["category_id"] for item in train.annotations)
     images = Counter(category for shown in train.shown.values() for category in shown)

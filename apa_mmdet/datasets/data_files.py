@@ -74,12 +74,12 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     """
     for split in splits:
         loader = f"{split}_dataloader"
-        for path, dataset in _dicts(cfg.get(loader), loader):
+        for path, dataset in _walk(cfg.get(loader), loader):
             if str(dataset.get("ann_file")).endswith(".json"):
                 _check_dataset(dataset, split, path)
     if "train" not in splits or cfg.get("load_from"):
         return
-    for _, init in _dicts(cfg.model, "model"):
+    for init in _dicts(cfg.model):
         path = init.get("checkpoint")
         if init.get("type") != "Pretrained" or not path:
             continue
@@ -95,8 +95,13 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
             )
 
 
-def _dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
-    """Yield all dicts of a part of a config with their paths, outermost first."""
+def _dicts(node: object) -> Iterator[dict]:
+    """Yield all dicts of a part of a config, from the outermost inwards."""
+    return (inner for _, inner in _walk(node, ""))
+
+
+def _walk(node: object, path: str) -> Iterator[tuple[str, dict]]:
+    """Yield the same with the path of each, as ``--cfg-options`` takes it."""
     if isinstance(node, dict):
         yield path, node
         items = node.items()
@@ -105,7 +110,7 @@ def _dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
     else:
         return
     for key, inner in items:
-        yield from _dicts(inner, f"{path}.{key}")
+        yield from _walk(inner, f"{path}.{key}")
 
 
 def _check_dataset(dataset: dict, split: str, path: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import sys
 
 import pytest
@@ -203,7 +204,7 @@ def change(split, key, index, **fields):
         (change("train", "images", 1, id=1), "image id used more than once"),
         (change("train", "images", 0, height=None), "image 1 has height None"),
         (change("train", "images", 0, width=0), "height 40 and width 0"),
-        (change("train", "images", 0, file_name=3), "image 1 has no file_name"),
+        (change("train", "images", 0, file_name=3), "image 1 has file_name 3"),
         (change("val", "images", 0, neg_category_ids=[]), "val_coco.json: image 9 has"),
         (change("train", "categories", 1, name=None), "category 3 has name None"),
         (change("val", "annotations", 0, id=1.5), "annotation 1.5 has id 1.5"),
@@ -234,6 +235,35 @@ def test_unusable_files_are_refused(convert, coco, tmp_path, spoil, message):
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_no_damage_ends_in_another_error(convert, coco):
+    """What is converted can be evaluated; all else is refused by name."""
+    values = [None, -1, 0, 1.5, 2.0, 2**70, float("nan"), "x", True, [], [[]], {}]
+    rng, valid, refused = random.Random(0), copy.deepcopy(coco), 0
+    for _ in range(200):
+        coco.update(copy.deepcopy(valid))
+        data = coco[rng.choice(["train", "val"])]
+        key = rng.choice(["images", "annotations", "categories"])
+        item = rng.choice(data[key])
+        field = rng.choice([name for name in item if name != "segmentation"])
+        if rng.random() < 0.2:
+            del item[field]
+        elif rng.random() < 0.1:
+            data[key] = rng.choice(values)
+        elif field == "bbox" and rng.random() < 0.7:
+            item[field][rng.randrange(4)] = rng.choice(values)
+        else:
+            item[field] = rng.choice(values)
+        try:
+            written, _ = convert()
+        except ValueError as error:
+            assert "_coco.json" in str(error)
+            refused += 1
+        else:
+            for result in written.values():
+                load_ground_truth(result.path)
+    assert 50 < refused < 190
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -244,6 +274,13 @@ def test_unusable_files_are_refused(convert, coco, tmp_path, spoil, message):
 def test_unusable_arguments_are_refused(convert, options, message):
     with pytest.raises(ValueError, match=message):
         convert(**options)
+
+
+def test_inputs_are_not_overwritten(tmp_path, coco):
+    (tmp_path / "train.json").write_text(json.dumps(coco["train"]))
+    with pytest.raises(ValueError, match="train.json: would be overwritten"):
+        coco_to_lvis(dict(train=tmp_path / "train.json"), tmp_path)
+    assert json.loads((tmp_path / "train.json").read_text()) == coco["train"]
 
 
 @pytest.fixture
