@@ -47,7 +47,8 @@ def _install() -> None:
     compat.refuse_untrusted_downloads()
     # lvis-api runs on numpy 1.24 and later; numpy itself does not change.
     compat.restore_np_float_in_lvis()
-    # A local checkpoint that cannot be read raises an error that says why.
+    # A local checkpoint that cannot be read raises an error that says why, and
+    # package://NAME/PATH is a checkpoint in an installed package.
     checkpoint.register_loader()
     # MMEngine's FLOP counter knows AGLU and APA; other operators count as before.
     flops.register_operators()
@@ -70,9 +71,9 @@ def _install() -> None:
     for layer in (AGLU, APA):
         MODELS.register_module(module=layer)
     for module in (
+        "datasets.lvis_format",  # LVISFormatDataset
         "layers.attention",  # APASELayer, APACBAM
-        # APADetector, APAResNet, APAResNeXt, losses, heads, predictors, calibrations
-        "models",
+        "models",  # APADetector, backbones, losses, heads, predictors, calibrations
         "engine",  # ClassFrequencyHook, SetupCheckHook
         "evaluation.metric",  # LVISFastMetric
         "evaluation.calibration_evaluator",  # CalibrationEvaluator

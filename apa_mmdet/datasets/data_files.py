@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ..requirements import PACKAGE_SCHEME, package_file
+
 if TYPE_CHECKING:
     from mmengine.config import Config
 
@@ -21,8 +23,8 @@ _LAYOUT = """expected layout, according to the config's data set:
   {root}
     {ann_file}
     {images}, with the images that the annotations name"""
-_IMAGE_KEYS = (b'"coco_url"', b'"file_name"')
-_COCO_URL = "http://images.cocodataset.org/"
+_COCO_URL_KEY, _FILE_NAME_KEY = b'"coco_url"', b'"file_name"'
+COCO_URL = "http://images.cocodataset.org/"
 
 
 def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
@@ -40,18 +42,22 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     Raises:
         FileNotFoundError: If something is missing. The message has the path, the
             expected layout of the folder, and the option that points elsewhere.
+        ValueError: If an annotation file is not one that its data set can read.
     """
     for split in splits:
-        for dataset in _dicts(cfg.get(f"{split}_dataloader")):
+        loader = f"{split}_dataloader"
+        for path, dataset in named_dicts(cfg.get(loader), loader):
             if str(dataset.get("ann_file")).endswith(".json"):
-                _check_dataset(dataset, split)
+                _check_dataset(dataset, split, path)
     if "train" not in splits or cfg.get("load_from"):
         return
     for init in _dicts(cfg.model):
         path = init.get("checkpoint")
-        if init.get("type") != "Pretrained" or not path or _is_remote(path):
+        if init.get("type") != "Pretrained" or not path:
             continue
-        if not osp.isfile(osp.expanduser(path)):
+        if path.startswith(PACKAGE_SCHEME):
+            package_file(path)
+        elif not _is_remote(path) and not osp.isfile(osp.expanduser(path)):
             raise FileNotFoundError(
                 f"not found: {osp.abspath(path)}, the pretrained weights\n"
                 f"Weights of the published SE-ResNet backbones come from the authors, "
@@ -63,16 +69,28 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
 
 def _dicts(node: object) -> Iterator[dict]:
     """Yield all dicts of a part of a config, from the outermost inwards."""
+    return (inner for _, inner in named_dicts(node, ""))
+
+
+def named_dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
+    """Yield all dicts of a part of a config with their names in ``--cfg-options``.
+
+    Args:
+        node: The part.
+        path: Its own name.
+    """
     if isinstance(node, dict):
-        yield node
-        node = node.values()
-    elif not isinstance(node, (list, tuple)):
+        yield path, node
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    else:
         return
-    for inner in node:
-        yield from _dicts(inner)
+    for key, inner in items:
+        yield from named_dicts(inner, f"{path}.{key}")
 
 
-def _check_dataset(dataset: dict, split: str) -> None:
+def _check_dataset(dataset: dict, split: str, path: str) -> None:
     root = dataset.get("data_root") or ""
     if _is_remote(root) or _is_remote(dataset["ann_file"]):
         return
@@ -80,10 +98,18 @@ def _check_dataset(dataset: dict, split: str) -> None:
     if not osp.isfile(ann_file):
         raise _missing(f"the {split} annotations", ann_file, dataset)
     folder = osp.join(root, _image_folder(dataset))
-    for name in _first_and_last_image(ann_file, _is_lvis(dataset)):
-        path = osp.join(folder, name)
-        if not osp.isfile(path):
-            raise _missing(f"a {split} image named in {ann_file}", path, dataset)
+    names = _first_and_last_image(ann_file, _image_keys(dataset))
+    if not names and _first_and_last_image(ann_file, [_FILE_NAME_KEY]):
+        raise ValueError(
+            f"{ann_file}: its images have file_name and no coco_url, which "
+            f"LVISV1Dataset needs; set type='LVISFormatDataset', which reads both, and "
+            f"metainfo=dict(classes=...) in {path}, for the type also by --cfg-options "
+            f"{path}.type=LVISFormatDataset (docs/your_data.md)"
+        )
+    for name in names:
+        image = osp.join(folder, name)
+        if not osp.isfile(image):
+            raise _missing(f"a {split} image named in {ann_file}", image, dataset)
 
 
 def _image_folder(dataset: dict) -> str:
@@ -91,16 +117,25 @@ def _image_folder(dataset: dict) -> str:
 
 
 def _is_lvis(dataset: dict) -> bool:
-    return "LVIS" in str(dataset.get("type"))  # a name, or a class in lazy configs
+    """Return whether a data set is mmdet's for LVIS itself."""
+    # The type is a name, or a class in lazy configs.
+    return bool(re.search("LVIS(V1|V05)?Dataset", str(dataset.get("type"))))
+
+
+def _image_keys(dataset: dict) -> list[bytes]:
+    """Return where a data set reads the path of an image, the first choice first."""
+    if "LVISV1Dataset" in str(dataset.get("type")):
+        return [_COCO_URL_KEY]
+    keys = [_FILE_NAME_KEY, _COCO_URL_KEY]
+    return keys[::-1] if _is_lvis(dataset) else keys
 
 
 def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _first_and_last_image(ann_file: str, is_lvis: bool) -> list[str]:
-    """Return the first and the last image name of an annotation file."""
-    keys = _IMAGE_KEYS if is_lvis else _IMAGE_KEYS[::-1]
+def _first_and_last_image(ann_file: str, keys: Iterable[bytes]) -> list[str]:
+    """Return the first and the last image name under the first key that occurs."""
     if not osp.getsize(ann_file):  # mmdet has a better error
         return []
     with (
@@ -116,7 +151,7 @@ def _first_and_last_image(ann_file: str, is_lvis: bool) -> list[str]:
 
 def _name_at(text: mmap.mmap, start: int) -> str:
     match = re.match(rb'"\w+"\s*:\s*"([^"]*)"', text[start : start + 4096])
-    return match.group(1).decode().replace(_COCO_URL, "") if match else ""
+    return match.group(1).decode().replace(COCO_URL, "") if match else ""
 
 
 def _missing(what: str, path: str, dataset: dict) -> FileNotFoundError:

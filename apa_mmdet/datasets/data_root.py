@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os.path as osp
 import re
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+from .data_files import named_dicts
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -70,20 +71,10 @@ def _cannot_move(cfg: Config, reason: str) -> str:
         field = {"dataloader": "data_root", "evaluator": "ann_file"}
         field = field.get(part.rpartition("_")[2])
         if field:
-            names += [f"{name}.{field}" for name in _with_annotations(value, part)]
+            names += [
+                f"{name}.{field}"
+                for name, inner in named_dicts(value, part)
+                if "ann_file" in inner
+            ]
     fields = ", ".join(names) or "the data_root of its data sets"
     return f"data_root cannot be replaced in this config: {reason}; set {fields}"
-
-
-def _with_annotations(node: object, name: str) -> Iterator[str]:
-    """Yield the names of the dicts that have an ``ann_file``."""
-    if isinstance(node, dict):
-        if "ann_file" in node:
-            yield name
-        items = node.items()
-    elif isinstance(node, (list, tuple)):
-        items = enumerate(node)
-    else:
-        return
-    for key, value in items:
-        yield from _with_annotations(value, f"{name}.{key}")

@@ -1,7 +1,7 @@
 """Backbones, losses and heads, registered for MMDetection's configs."""
 
 from .apa_detector import APADetector
-from .backbones import APAResNet, APAResNeXt
+from .backbones import APAResNet, APAResNeXt, EfficientNetLite
 from .calibration import FRACAL, NORCAL, LogitAdjustment
 from .losses import APALoss, EQLV2BoxLoss
 from .roi_heads import APABBoxHead, CosineConv2d, WrappedCauchyLinear
@@ -17,5 +17,6 @@ __all__ = [
     "CosineConv2d",
     "EQLV2BoxLoss",
     "LogitAdjustment",
+    "EfficientNetLite",
     "WrappedCauchyLinear",
 ]
