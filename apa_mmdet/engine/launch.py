@@ -64,7 +64,7 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
         prepare_load_from(cfg)
     try:
         check_files(cfg, splits)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     return cfg
 

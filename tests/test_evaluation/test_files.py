@@ -319,7 +319,7 @@ MASKS = [
     ([[0, 0, 9, 10**400, 9, 9]], r"polygon is \[0, 0, 9, 10000"),
     ([[0, 0, 9e4, 9e4] * 30], "the outline of a polygon is 5,400,000 pixels long; exp"),
     (7, "segmentation is 7; expected polygons .* or an RLE"),
-    (None, "segmentation is null; expected polygons"),
+    (None, "segmentation is null or missing; expected polygons"),
     ({"counts": "1"}, "RLE has no size"),
     ({"size": None, "counts": "1"}, r"RLE size is null in an image of \d+ x \d+"),
     ({"size": [3, 4], "counts": [12]}, r"RLE size is \[3, 4\] in an image of \d+ x"),

@@ -49,9 +49,10 @@ def parse_segmentation(
         return _polygons(segmentation, height, width)
     if isinstance(segmentation, dict):
         return _runs(segmentation, height, width)
+    found = "null or missing" if segmentation is None else show(segmentation)
     raise ValueError(
-        f"segmentation is {show(segmentation)}; expected polygons [[x1, y1, x2, y2, "
-        "...], ...] or an RLE {size, counts}"
+        f"segmentation is {found}; expected polygons [[x1, y1, x2, y2, ...], ...] or "
+        "an RLE {size, counts}"
     )
 
 
