@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from apa_mmdet.evaluation.core.masks import PackedMasks, encode, find_damaged, measure
+from apa_mmdet.evaluation.core.masks import (
+    PackedMasks,
+    decode,
+    encode,
+    find_damaged,
+    measure,
+)
 from apa_mmdet.evaluation.files import json_stream, results
 from apa_mmdet.evaluation.files.annotations import load_ground_truth
 from apa_mmdet.evaluation.files.json_stream import iter_array, iter_members
@@ -86,7 +92,7 @@ def test_a_truncated_gzip_file_is_noticed(tmp_path):
         ("[tru]", "not JSON at character 1 "),
         ('["\\u12zz"]', "not JSON at character 3 .*escape"),
         ("[" + "9" * 5000 + "]", "not JSON at character 1 .*digits"),
-        ("[" * 100_000, "not JSON at character 1 .*recursion"),
+        ("[" * 5_000, "not JSON at character 1 .*recursion"),
         ('{"a": 1}', "expected a JSON list of results, found '{"),
         ("", "expected a JSON list of results, found the end of the file"),
     ],
@@ -330,7 +336,7 @@ MASKS = [
     ({"size": 0, "counts": [-5, 50]}, r"RLE counts is \[-5, 50\]; expected run"),
     ({"size": 0, "counts": [1.5, 50]}, r"RLE counts is \[1.5, 50\]; expected run"),
     ({"size": 0, "counts": ["5", 50]}, r'RLE counts is \["5", 50\]; expected run'),
-    ({"size": 0, "counts": "b'1'"}, r'counts is "b\'1\'", Python\'s text for bytes'),
+    ({"size": 0, "counts": "b'1'"}, r'RLE counts is "b\'1\'", Python\'s text for'),
 ]  # fmt: skip
 
 
@@ -368,10 +374,10 @@ def test_box_only_files_and_images_without_a_size_have_no_masks(case):
     assert_refused(case, change, "its image has no height and width", True)
 
 
-@pytest.mark.parametrize("outside", [0.5, 30, 5_000, 99_999])
+@pytest.mark.parametrize("outside", [0.5, 30, 3_000, 99_999])
 def test_polygons_are_clipped_as_by_pycocotools(outside):
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(20 if outside < 9_999 else 1):
         polygon = rng.uniform(-outside, 60 + outside, 2 * rng.integers(3, 9)).tolist()
         expected = mask_utils.frPyObjects([polygon], 60, 80)[0]["counts"]
         assert encode([polygon], 60, 80) == expected
@@ -640,6 +646,10 @@ def test_all_forms_of_a_segmentation_give_the_same_mask():
     text = dict(rle, counts=rle["counts"].decode())
     for form in (rle, text, uncompressed, polygon):
         assert encode(form, 6, 8) == rle["counts"]
+        np.testing.assert_array_equal(decode(form, 6, 8), bitmap)
+    for damaged in (dict(rle, counts=rle["counts"][:-1]), dict(rle, counts=[5, 5])):
+        with pytest.raises(ValueError, match="damaged mask"):
+            decode(damaged, 6, 8)
     area, box = measure(
         PackedMasks.pack([rle["counts"], b""]), *np.array([[6, 6], [8, 8]])
     )

@@ -118,6 +118,18 @@ def encode(segmentation: Any, height: int, width: int) -> bytes:
     return mask_api().frPyObjects(rle, height, width)["counts"]
 
 
+def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Return the bitmap of a segmentation, uint8 (height, width).
+
+    Raises:
+        ValueError: As by :func:`encode`, or if an RLE does not fill the image.
+    """
+    counts = encode(segmentation, height, width)
+    if find_damaged(PackedMasks.pack([counts]), np.array([height * width])).any():
+        raise ValueError("a damaged mask, an RLE that does not fill its image")
+    return mask_api().decode(dict(size=[height, width], counts=counts))
+
+
 def encode_bitmaps(bitmaps: np.ndarray) -> list[bytes]:
     """Return the compressed RLEs of bitmaps (n, height, width), bool or uint8."""
     if not len(bitmaps):

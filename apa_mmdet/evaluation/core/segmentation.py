@@ -17,6 +17,7 @@ from .values import show
 _MAX_OUTSIDE = 100_000  # pixels by which a corner may lie outside its image
 _MAX_OUTLINE = 4_000_000  # pixels; to rasterise one, pycocotools takes 80 bytes
 _MAX_RUN = 2**32 - 1
+_TEXT_OF_BYTES = ("b'", 'b"')  # how str(bytes) begins; not how an RLE can
 _MIN_LENGTH = 6  # of a polygon: x and y of three corners
 
 
@@ -114,24 +115,26 @@ def _check_corners(points: np.ndarray, height: int, width: int) -> None:
 
 
 def _runs(rle: dict, height: int, width: int) -> np.ndarray | bytes:
-    for name in ("size", "counts"):
-        if name not in rle:
-            raise ValueError(f"RLE has no {name}; expected size and counts")
-    size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, (list, tuple)) or [*size] != [height, width]:
+    try:
+        size, counts = rle["size"], rle["counts"]
+    except KeyError as error:
+        raise ValueError(
+            f"RLE has no {error.args[0]}; expected size and counts"
+        ) from None
+    if size != [height, width] and size != (height, width):
         raise ValueError(
             f"RLE size is {show(size)} in an image of {height} x {width} (height x "
             "width); expected the same"
         )
-    if isinstance(counts, (str, bytes)) and counts:
-        if isinstance(counts, bytes):
-            return counts
-        if counts.startswith(("b'", 'b"')):
+    if isinstance(counts, str) and counts:
+        if counts[:2] in _TEXT_OF_BYTES:
             raise ValueError(
                 f"RLE counts is {show(counts)}, Python's text for bytes; write "
                 "counts.decode() instead of str(counts)"
             )
         return counts.encode("utf-8", "surrogatepass")
+    if isinstance(counts, bytes) and counts:
+        return counts
     runs = _numbers(counts)
     if runs is None or not len(runs) or not _are_run_lengths(runs):
         raise ValueError(
