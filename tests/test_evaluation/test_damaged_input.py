@@ -19,6 +19,7 @@ EVALUATE = """
 import faulthandler, json, sys, types
 sys.modules["apa_mmdet"] = package = types.ModuleType("apa_mmdet")
 package.__path__ = [sys.argv[1]]
+faulthandler.enable()
 from apa_mmdet.evaluation import evaluate, load_ground_truth, read_results
 for line in sys.stdin:
     faulthandler.dump_traceback_later(20, exit=True)
