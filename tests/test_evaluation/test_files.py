@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import pickle
 import re
 
 import numpy as np
@@ -112,6 +113,13 @@ def test_byte_order_marks(tmp_path, block):
     assert list(iter_array(path)) == VALUES[2]
     path.write_text(json.dumps(VALUES[2]), encoding="utf-16")
     with pytest.raises(ValueError, match="x.json: UTF-16 text; expected UTF-8"):
+        list(iter_array(path))
+
+
+def test_files_that_are_not_text(tmp_path, block):
+    path = tmp_path / "results.pkl"  # of mmdet's tools/test.py --out
+    path.write_bytes(pickle.dumps(VALUES, protocol=4))
+    with pytest.raises(ValueError, match="results.pkl: not UTF-8 text; expected JSON"):
         list(iter_array(path))
 
 

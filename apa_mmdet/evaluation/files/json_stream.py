@@ -236,7 +236,11 @@ class _Text:
                 length -= len(data)
         except EOFError:
             pass  # a truncated gzip stream; the parser notices
-        except (UnicodeDecodeError, OSError, zlib.error) as error:
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{self._name}: not UTF-8 text; expected JSON, plain or gzip"
+            ) from None
+        except (OSError, zlib.error) as error:
             raise ValueError(
                 f"{self._name}: cannot be read after character "
                 f"{self._dropped + len(self._buffer):,} ({error}); write or copy the "
