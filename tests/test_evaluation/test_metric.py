@@ -374,7 +374,7 @@ def test_bad_predictions_are_refused_by_process(truth_path, samples):
     here = samples[0]["img_id"]
     assert_refused("img_id 999 is not in the annotation file", img_id=999)
     assert_refused(
-        rf"of image {here}.*[:\n] +score is not finite: 4, the first: detection 2 nan, "
+        rf"of image {here}.*: score is not finite: 4, the first: detection 2 nan, "
         "detection 6 nan, detection 7 nan$",
         scores=put(float("nan"), 1, 5, 6, 9),
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from .masks import PackedMasks
 from .params import AREA_NAMES, outside_area_ranges
+from .values import as_id
 
 
 @dataclass
@@ -121,9 +122,10 @@ class GroundTruth:
         """Return the annotations of some images.
 
         Raises:
-            ValueError: If an id is not in the annotation file.
+            ValueError: If an id is not a whole number or not in the annotation file.
         """
-        ids = np.unique(np.asarray(list(image_ids), dtype=np.int64))
+        ids = [as_id(value, "an entry of img_ids") for value in image_ids]
+        ids = np.unique(np.array(ids, np.int64))
         index, is_known = lookup(self.image_ids, ids)
         if not is_known.all():
             unknown = ids[~is_known]
