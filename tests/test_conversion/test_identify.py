@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apa_mmdet.conversion import convert_activations, curves
+from apa_mmdet.conversion import convert_activations, curves, rules
 from apa_mmdet.conversion.identify import UNLISTED, identify
 from apa_mmdet.conversion.kinds import GATE
 from apa_mmdet.layers import AGLU
@@ -355,11 +355,28 @@ def test_activations_in_a_plain_list(check, left):
 
     x = torch.randn(8, 4)
     check(Model(nn.ReLU(), nn.ReLU()), ["relu.0", "relu.1"], x)
-    model = Model(nn.ReLU(), nn.SiLU())
-    expected = model(x)
+    acts = (nn.ReLU(), nn.SiLU()), (nn.ReLU(), nn.Identity()), (F.relu, torch.tanh)
+    for various in (*acts, (nn.ReLU(), nn.LeakyReLU(0.2))):
+        model = Model(*various)
+        expected = model(x)
+        report = convert_activations(model)
+        assert not report.sites and torch.equal(model(x), expected)
+        assert "not the same activation in each pass" in left(report)["forward()"]
+
+
+def test_rules_for_the_class_of_an_activation_hold(left, monkeypatch):
+    class Distance(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    def fixed(module):
+        return {"": "a distance"} if isinstance(module, Distance) else {}
+
+    monkeypatch.setattr(rules, "_RULES", [*rules._RULES, rules.ModelRules(fixed)])
+    model = nn.Sequential(Distance(), nn.ReLU())
     report = convert_activations(model)
-    assert not report.sites and torch.equal(model(x), expected)
-    assert "another activation in each pass" in left(report)["forward()"]
+    assert [site.path for site in report.sites] == ["1"]
+    assert left(report) == {"0": "a distance"}
 
 
 class Written(nn.Module):
