@@ -18,10 +18,10 @@ Take a residual block that calls one module in two places::
 1. ``convert_activations(model)`` (``convert.py``) checks what the user chose
    (``options.py``) and lets ``planning.py`` go through the model, each module once.
 2. ``planning.py`` sees that ``block.relu`` is of a kind that AGLU can replace
-   (``identify.py``, with the kinds in ``kinds.py``), so the block's methods are read. ``source.py`` parses them;
-   ``walker.py`` visits the statements that can run, with the module's attributes as
-   they are (``static_values.py`` evaluates conditions and loops); ``call_sites.py``
-   notes the two calls of ``self.relu``.
+   (``identify.py``, which knows the kinds of ``kinds.py``), so the block's methods are
+   read. ``source.py`` parses them; ``walker.py`` visits the statements that can run,
+   with the module's attributes as they are (``static_values.py`` evaluates conditions
+   and loops); ``call_sites.py`` notes the two calls of ``self.relu``.
 3. ``grouping.py`` decides which calls share an activation: none here, so there are two
    sites, ``relu.0`` and ``relu.1``, and two calls to route to them.
 4. The options, and the rules that libraries have registered (``rules.py``), say which
@@ -43,10 +43,10 @@ its weights keep their keys; only ``relu.0.lambda_param`` and the like are added
 
 Variations
 ----------
-- Of another class or a user's function: if ``purity.py`` finds in its source that a call
-  changes nothing, ``curves.py`` evaluates it on a grid, and ``identify.py`` compares its
-  values with those of the known kinds. An expression such as ``x * torch.sigmoid(x)`` is
-  treated likewise, and replaced by a call.
+- Of another class, or a user's function: if ``purity.py`` finds in the source that a
+  call changes nothing, ``curves.py`` evaluates it on a grid, and ``identify.py``
+  compares the values with those of the known kinds. An expression such as
+  ``x * torch.sigmoid(x)`` is treated likewise, and replaced by a call.
 - One place only: ``block.relu`` becomes the AGLU itself, and nothing is rewritten.
 - A loop over the module's own layers: a site for each pass, ``self.relu[f"0_{i}"]``. A
   loop over feature levels, which share their weights: one site.

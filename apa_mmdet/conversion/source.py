@@ -88,7 +88,7 @@ def dotted_value(node: ast.expr, names: Mapping[str, Any]) -> Any:
         return names.get(node.id)
     if isinstance(node, ast.Attribute):
         module = dotted_value(node.value, names)
-        return getattr(module, node.attr, None) if inspect.ismodule(module) else None
+        return vars(module).get(node.attr) if inspect.ismodule(module) else None
     return None
 
 
