@@ -125,9 +125,9 @@ def convert_activations(
         if callable(freeze) and not inspect.signature(freeze).parameters:
             freeze()
     report.sites = [_report_site(*each) for each in converted]
+    model.conversion_report = report
     if example_inputs is not None:
         compare(model, report, example_inputs)
-    model.conversion_report = report
     return report
 
 
