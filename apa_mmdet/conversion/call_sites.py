@@ -20,7 +20,15 @@ from torch import nn
 from .identify import UNLISTED, Activation, identify, identify_expression
 from .kinds import KIND_OF_METHOD, KINDS, look_up
 from .rewriting import BaseCall
-from .source import Place, inherited, readable_classes, syntax
+from .source import (
+    Place,
+    builders,
+    inherited,
+    named_attributes,
+    named_outside_methods,
+    readable_classes,
+    syntax,
+)
 from .static_values import UNKNOWN, evaluate, loop_values
 from .walker import Arms, Walker
 
@@ -76,6 +84,8 @@ class CallReader(Walker):
         self.escapes: set[str] = set()
         # Activations called for their effect on the input, with the result unused.
         self.discarded: set[str] = set()
+        # Calls that are of another activation, or of something else, in another pass.
+        self.various: set[Place] = set()
         # Inline calls that stay, as (method, function, reason), in order.
         self.left: dict[tuple[str, str, str], None] = {}
         self.base_calls: dict[BaseCall, None] = {}
@@ -94,9 +104,10 @@ class CallReader(Walker):
 
     def entries(self) -> dict[str, list[Call]]:
         """Return the calls reached from each method that no other one leads to."""
-        only_while_built = self._builders()
-        self.escapes |= self._used_by_properties()
-        self.escapes |= self._used_when_built(only_while_built)
+        cls = type(self.module)
+        only_while_built = builders(cls)
+        # These cannot be rewritten.
+        self.escapes |= self.activations.keys() & named_outside_methods(cls)
         calls, reached = {}, {}
         for name, (owner, function) in self.methods.items():
             if name in only_while_built:
@@ -114,74 +125,18 @@ class CallReader(Walker):
     def _is_reached(self, name: str, reached: dict, calls: dict) -> bool:
         """Return whether another method leads to one, or would but for a condition."""
         here = (self.methods[name][0], name)
-        is_excluded = not any(
-            here in reached[other] for other in reached if other != name
-        ) and any(name in self._mentioned(other) for other in reached if other != name)
-        return is_excluded or any(
+        others = [other for other in reached if other != name]
+        if not any(here in reached[other] for other in others):
+            return any(
+                name in named_attributes(self.methods[other][1]) for other in others
+            )
+        return any(
             here in reached[other]
             and calls[other]
             # Of methods that call each other the first counts.
             and not ((self.methods[other][0], other) in reached[name] and other > name)
-            for other in reached
-            if other != name
+            for other in others
         )
-
-    def _mentioned(self, method: str) -> set[str]:
-        """Return the attributes of the module that a method's source names."""
-        return {
-            node.attr
-            for node in ast.walk(syntax(self.methods[method][1]) or ast.Pass())
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        }
-
-    def _used_by_properties(self) -> set[str]:
-        """Return the activations that a property uses: it cannot be rewritten."""
-        getters = (
-            getattr(value, "fget", None) or getattr(value, "func", None)
-            for owner in readable_classes(type(self.module))
-            for value in vars(owner).values()
-        )
-        return {
-            node.attr
-            for getter in getters
-            if getter is not None
-            for node in ast.walk(syntax(getter) or ast.Pass())
-            if isinstance(node, ast.Attribute) and node.attr in self.activations
-        }
-
-    def _used_when_built(self, builders: set[str]) -> set[str]:
-        """Return the activations in functions that are defined while it is built."""
-        functions = (
-            vars(owner)[name]
-            for owner in readable_classes(type(self.module))
-            for name in builders & vars(owner).keys()
-        )
-        return {
-            node.attr
-            for function in functions
-            for inner in ast.walk(syntax(function) or ast.Pass())
-            if isinstance(inner, (ast.FunctionDef, ast.Lambda))
-            and inner is not syntax(function)
-            for node in ast.walk(inner)
-            if isinstance(node, ast.Attribute) and node.attr in self.activations
-        }
-
-    def _builders(self) -> set[str]:
-        """Return the methods that run only while the module is built."""
-        pending = [
-            vars(owner)[name]
-            for owner in readable_classes(type(self.module))
-            for name in ("__init__", "init_weights")
-            if name in vars(owner)
-        ]
-        builders = {"__init__", "init_weights"}
-        while pending:
-            for node in ast.walk(syntax(pending.pop()) or ast.Pass()):
-                name = getattr(node, "attr", None)
-                if name in self.methods and name not in (*builders, "forward"):
-                    builders.add(name)
-                    pending.append(self.methods[name][1])
-        return builders
 
     # ----------------------------------------------------------------- expressions
     def visit_Expr(self, node: ast.Expr) -> None:  # noqa: D102
@@ -241,11 +196,9 @@ class CallReader(Walker):
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: D102
         func = node.func
-        takes_self = _is_super(func) or getattr(func, "id", None) in _INQUIRIES
+        asks = getattr(func, "id", None) in _INQUIRIES or self._is_base_call(node)
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
-            if not (
-                self.is_self(argument) and (takes_self or self._is_base_call(node))
-            ):
+            if not (asks and self.is_self(argument)):
                 self.visit(argument)
         if isinstance(func, ast.Attribute):
             self._call_attribute(node, func)
@@ -331,11 +284,11 @@ class CallReader(Walker):
 
     def _is_listed(self, module: nn.Module) -> bool:
         """Return whether a list, tuple or dict that is not a module holds a module."""
+        own = {k: v for k, v in vars(self.module).items() if k != "_modules"}
         return any(
             module is item
-            for value in vars(self.module).values()
+            for value in own.values()
             if isinstance(value, (list, tuple, dict))
-            and value is not self.module._modules
             for item in (value.values() if isinstance(value, dict) else value)
         )
 
@@ -369,17 +322,17 @@ class CallReader(Walker):
 
     # ------------------------------------------------------------------- functions
     def _call_function(self, node: ast.Call, function: Any) -> None:
-        if (
-            isinstance(function, nn.Module)
-            and id(function) in self.surroundings.modules
-        ):
+        if id(function) in self.surroundings.modules:
             self._use(function)
+            self.various.add(self.place(node))
             return
         kind = look_up(function)
         if kind in KINDS and not isinstance(function, nn.Module):
             self._call_inline(node, kind)
             return
         activation = identify(function)
+        if activation is None or activation.reason:
+            self.various.add(self.place(node))
         if activation is None or activation.reason == UNLISTED:
             if isinstance(function, FunctionType):
                 self._helper(function)
@@ -425,8 +378,9 @@ class CallReader(Walker):
                         "it is called in a function outside any module",
                     ] = None
 
-    def _leave(self, node: ast.Call, reason: str) -> None:
-        self.left[self.current[1], ast.unparse(node.func), reason] = None
+    def _leave(self, node: ast.expr, reason: str) -> None:
+        what = ast.unparse(getattr(node, "func", node))
+        self.left[self.current[1], what, reason] = None
 
     def _record(
         self,
@@ -441,6 +395,8 @@ class CallReader(Walker):
         if call is not None:
             call.repeated = True
             call.arms.append(self.arms)
+            if call.activation.category != activation.category:
+                self.various.add(place)
             return
         given = [] if isinstance(node, ast.BinOp) else [*node.args, *node.keywords]
         called = getattr(given[0], "func", None) if given else None

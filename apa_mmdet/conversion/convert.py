@@ -32,10 +32,12 @@ def convert_activations(
 
     Each place in the code that calls an activation gets its own scalar lambda and
     kappa, even where the model calls one module in several places or a function such as
-    ``F.relu`` inline. Calls that share weights share their activation: in a head that
-    runs on each feature level, or a module that appears twice. Activations that are
-    never called are not converted, so that no parameter goes without a gradient. The
-    keys of all weights stay as they were.
+    ``F.relu`` inline. Activations are known by their class or recognised by what they
+    compute, whoever wrote them. Calls that share weights share their activation: in a
+    head that runs on each feature level, or a module that appears twice. So do calls of
+    which only one can run in a step, such as in two branches of a condition on the
+    input; and activations that are never called are not converted, so that no parameter
+    goes without a gradient. The keys of all weights stay as they were.
 
     The calls are found in the source of the modules' methods and routed by rewriting
     it; the package's docstring traces one ReLU through this process. A library can
@@ -123,9 +125,9 @@ def convert_activations(
         if callable(freeze) and not inspect.signature(freeze).parameters:
             freeze()
     report.sites = [_report_site(*each) for each in converted]
+    model.conversion_report = report
     if example_inputs is not None:
         compare(model, report, example_inputs)
-    model.conversion_report = report
     return report
 
 
@@ -145,7 +147,10 @@ def _choose(
     for site in plan.sites:
         where = plan.path_of(site)
         name = site.attribute if site.method is None else f"{site.method}()"
-        reason = stays or fixed.get((id(module), name))
+        # An activation may be of a class that the rules know.
+        own = getattr(module, site.attribute, None) if site.method is None else None
+        keys = ((id(module), name), (id(own), ""), (id(own), "forward()"))
+        reason = stays or next(filter(None, map(fixed.get, keys)), None)
         reason = reason or options.reason_to_leave(site, module, where)
         if not reason:
             chosen.append(site)

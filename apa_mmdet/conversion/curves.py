@@ -73,7 +73,7 @@ def configuration(activation: Callable) -> Hashable | None:
         items = tuple((name, _frozen(value, activation)) for name, value in own.items())
         if any(value is None for _, value in items):
             return None
-        return type(activation), items
+        return type(activation), type(activation).forward, items
     return _frozen(activation, None)
 
 

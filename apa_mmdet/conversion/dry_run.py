@@ -31,10 +31,11 @@ def check_inputs(model: nn.Module, example_inputs: Any) -> None:
         with restored(model):
             _call(model, example_inputs)
     except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"example_inputs={type(example_inputs).__name__}: the forward pass of "
-            f"{type(model).__name__} failed with {type(error).__name__}: {error}; give "
-            f"a tuple of its arguments, a dict of keyword arguments, or the only one"
+            f"example_inputs is a {type(example_inputs).__name__} with which "
+            f"{type(model).__name__} does not run ({what}); give a tuple of its "
+            f"arguments, a dict of its keyword arguments, or its only argument"
         ) from error
 
 

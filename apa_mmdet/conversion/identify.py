@@ -23,7 +23,6 @@ from .purity import called_if_pure
 
 # A reason; of functions, which may be any mathematics, it says nothing.
 UNLISTED = "it is elementwise and not linear, but none of the known activations"
-_SMOOTH = ("SiLU", "GELU", "Mish")
 _CLAMP = "it clamps its input, which need not be an activation; use nn.{0} if it is one"
 
 
@@ -95,7 +94,8 @@ def identify_expression(
     function.syntax = node
     values = curve(MethodType(function, module))
     found = None if values is None else _closest(values, function)
-    return found if found is not None and found.kind in _SMOOTH else None
+    is_smooth = found is not None and found.kind in ("SiLU", "GELU", "Mish")
+    return found if is_smooth else None
 
 
 _RECOGNISED: dict[Any, Activation | None] = {}  # by configuration
@@ -119,7 +119,8 @@ def _may_be_one(activation: nn.Module | Callable) -> bool:
     torch's own are all known.
     """
     if isinstance(activation, FunctionType):
-        return not activation.__module__.startswith(("torch.", "mmengine.", "numpy."))
+        owner = activation.__module__ or ""
+        return not owner.startswith(("torch.", "mmengine.", "numpy."))
     if not isinstance(activation, nn.Module):
         return True
     has_state = activation._parameters or activation._buffers or activation._modules
@@ -138,20 +139,18 @@ def _closest(values: Tensor, activation: nn.Module | Callable) -> Activation | N
             if is_clamp and kind in ("ReLU", "ReLU6"):
                 return Activation(reason=_CLAMP.format(kind))
             return Activation(kind, KINDS[kind].constants, form=form)
-    slope = (values / GRID)[GRID < 0].mean().item()
+    slope = _rounded((values / GRID)[GRID < 0].mean().item())
     if 0 < slope < 1 and agree(values, nn.functional.leaky_relu(GRID, slope)):
         return Activation("LeakyReLU", {"negative_slope": slope})
     at = int((GRID - 1).abs().argmin())
     gate = (values / GRID)[at].item()
     if 0 < gate < 1:
-        kappa = math.log(gate / (1 - gate)) / GRID[at].item()
+        kappa = _rounded(math.log(gate / (1 - gate)) / GRID[at].item())
         if kappa > 0 and agree(values, _swish(GRID, kappa)):
-            # GELU's stand-in is written out often, with this very number.
-            is_gelu = math.isclose(kappa, 1.702, rel_tol=1e-4)
-            if is_gelu:
-                return Activation("GELU", form=partial(_swish, beta=1.702))
-            start = {"lam": 1.0, "kappa": kappa}
-            return Activation("SiLU", start=start, form=partial(_swish, beta=kappa))
+            form = partial(_swish, beta=kappa)
+            if kappa == 1.702:  # how GELU is approximated
+                return Activation("GELU", form=form)
+            return Activation("SiLU", start={"lam": 1.0, "kappa": kappa}, form=form)
     for module in (*UNLIKE_AGLU, nn.Hardsigmoid):
         if agree(values, module()(GRID)):
             return Activation(reason=why_unconvertible(module()) or "")
@@ -165,6 +164,10 @@ def _known_curves() -> list[tuple[str, Callable, Tensor]]:
         for name, kind in KINDS.items()
         for form in (kind.functions[0], *kind.forms)
     ]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def _swish(x: Tensor, beta: float) -> Tensor:

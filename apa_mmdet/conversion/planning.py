@@ -209,6 +209,9 @@ def _read(
         kind = activation.kind
         own = [group for group in groups if group.attribute == attribute]
         is_called = any(attribute in group.attributes() for group in groups)
+        if attribute in reader.listed:
+            why = "it runs from a list that is not an nn.ModuleList"
+            plan.left.append((attribute, kind, why))
         if attribute in reader.discarded:
             why = "it is called only for its effect on the input"
             plan.left.append((attribute, kind, why))
@@ -218,9 +221,6 @@ def _read(
             plan.left.append((attribute, kind, "it is called with further arguments"))
         elif own and attribute not in reader.escapes:
             _add_sites(plan, own, attribute, activation)
-        elif attribute in reader.listed:
-            why = "it runs from a list that is not an nn.ModuleList"
-            plan.left.append((attribute, kind, why))
         elif (
             attribute in reader.escapes
             or reader.looks_up
@@ -228,18 +228,18 @@ def _read(
             or is_called_elsewhere(attribute, getattr(module, attribute))
         ):
             plan.sites.append(_whole(module, attribute, activation))
-        elif not is_called:
+        elif not is_called and attribute not in reader.listed:
             plan.left.append((attribute, kind, NEVER_CALLED))
 
     inline: dict[tuple, list[CallGroup]] = {}
     for group in groups:
-        in_turn = list(
-            dict.fromkeys(call.activation.kind for call in group.all_calls())
-        )
-        if group.attribute is None and len(in_turn) > 1:
-            why = "it is another activation in each pass of a loop"
+        in_turn = {c.activation.category: c.activation.kind for c in group.all_calls()}
+        if group.attribute is None and (
+            len(in_turn) > 1 or not reader.various.isdisjoint(group.calls)
+        ):
+            why = "it is not the same activation in each pass of a loop"
             method = f"{group.first.place.method}()"
-            plan.left.append((method, " and ".join(in_turn), why))
+            plan.left.append((method, " and ".join(in_turn.values()), why))
         elif group.attribute is None:
             inline.setdefault(group.category, []).append(group)
     taken = set(activations)

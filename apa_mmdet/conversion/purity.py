@@ -43,13 +43,13 @@ _OF_CONTEXT = ("save_for_backward", "mark_dirty", "set_materialize_grads")
 _IMPURE_METHODS = (
     *("cuda", "cpu", "xpu", "ipu", "hpu", "pin_memory", "share_memory_"),
     *("backward", "register_hook", "register_post_accumulate_grad_hook"),
-    *("numpy", "data_ptr", "set_", "apply_", "map_", "map2_"),
+    *("numpy", "data_ptr", "set_", "apply_", "map_", "map2_", "detach", "detach_"),
 )
 _FORBIDDEN = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda),
     *(ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.Delete, ast.Try),
     *(ast.With, ast.AsyncWith, ast.AsyncFor, ast.Await, ast.Yield, ast.YieldFrom),
-    *(ast.While, ast.Starred, ast.GeneratorExp, ast.ListComp, ast.SetComp),
+    *(ast.For, ast.While, ast.Starred, ast.GeneratorExp, ast.ListComp, ast.SetComp),
     *(ast.DictComp, ast.Dict, ast.Set),
 )
 
@@ -177,6 +177,11 @@ class _Reader:
         ]
         parameters = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
         self.takes_any = bool(node.args.vararg or node.args.kwarg)
+        kept = (
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(),
+        )
+        self.keeps = not all(map(is_constant, kept))
         self.self_name = parameters.pop(0) if owner is not None else ""
         stored = {n.id for n in self.nodes if isinstance(n, ast.Name) and _is_set(n)}
         self.locals = {*parameters, *stored}
@@ -187,7 +192,9 @@ class _Reader:
 
     def is_pure(self) -> bool:
         """Return whether each of its operations is."""
-        return not self.takes_any and all(map(self._allows, self.nodes))
+        if self.takes_any or self.keeps:
+            return False
+        return all(map(self._allows, self.nodes))
 
     def _allows(self, node: ast.AST) -> bool:
         if isinstance(node, _FORBIDDEN):
@@ -196,6 +203,8 @@ class _Reader:
             return self._allows_call(node.func)
         if isinstance(node, ast.Attribute):
             root = _root(node)
+            if node.attr == "data":  # of a tensor, without its gradient
+                return False
             if _is_set(node):
                 return isinstance(root, ast.Name) and root.id in self.locals
             if not self._is_outside(root):
@@ -249,9 +258,12 @@ class _Reader:
         base = self._value(node.value)
         if base is self.owner and isinstance(base, nn.Module):
             in_class = inspect.getattr_static(type(base), node.attr, None)
-            if isinstance(in_class, property):
-                return UNKNOWN
-        elif not isinstance(base, (ModuleType, type)):  # a property could do anything
+            is_method = isinstance(in_class, (FunctionType, staticmethod, classmethod))
+            if hasattr(in_class, "__get__") and not is_method:
+                return UNKNOWN  # a property could do anything
+        elif isinstance(base, ModuleType):  # without importing what is lazy
+            return vars(base).get(node.attr, UNKNOWN)
+        elif not isinstance(base, type):
             return UNKNOWN
         return getattr(base, node.attr, UNKNOWN)
 

@@ -88,7 +88,7 @@ def dotted_value(node: ast.expr, names: Mapping[str, Any]) -> Any:
         return names.get(node.id)
     if isinstance(node, ast.Attribute):
         module = dotted_value(node.value, names)
-        return getattr(module, node.attr, None) if inspect.ismodule(module) else None
+        return vars(module).get(node.attr) if inspect.ismodule(module) else None
     return None
 
 
@@ -116,6 +116,58 @@ def methods(cls: type) -> dict[str, tuple[type, FunctionType]]:
                     by_name.setdefault(name, (klass, value))
             hidden.add(name)
     return by_name
+
+
+@cache
+def named_attributes(function: Callable) -> frozenset[str]:
+    """Return the names of all attributes in the source of a function."""
+    nodes = ast.walk(syntax(function) or ast.Pass())
+    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))
+
+
+@cache
+def builders(cls: type) -> frozenset[str]:
+    """Return the methods that run only while an instance is built."""
+    pending = [
+        vars(owner)[name]
+        for owner in readable_classes(cls)
+        for name in ("__init__", "init_weights")
+        if name in vars(owner)
+    ]
+    names = {"__init__", "init_weights"}
+    while pending:
+        for name in named_attributes(pending.pop()):
+            if name in methods(cls) and name not in (*names, "forward"):
+                names.add(name)
+                pending.append(methods(cls)[name][1])
+    return frozenset(names)
+
+
+@cache
+def named_outside_methods(cls: type) -> frozenset[str]:
+    """Return the attributes that a class's other code names.
+
+    That is properties, and functions that are defined while an instance is built.
+    """
+    values = [
+        value for owner in readable_classes(cls) for value in vars(owner).values()
+    ]
+    getters = [getattr(v, "fget", None) or getattr(v, "func", None) for v in values]
+    built = [
+        vars(owner)[name]
+        for owner in readable_classes(cls)
+        for name in builders(cls) & vars(owner).keys()
+    ]
+    inner = (
+        node
+        for function in filter(None, map(syntax, built))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not function
+    )
+    nodes = (node for part in inner for node in ast.walk(part))
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute)).union(
+        *(named_attributes(getter) for getter in getters if callable(getter))
+    )
 
 
 def inherited(cls: type, after: type, name: str) -> type | None:

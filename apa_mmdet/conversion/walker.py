@@ -53,6 +53,7 @@ class Walker(ast.NodeVisitor):
         self._globals: Mapping[str, Any] = {}
         self._self = "self"
         self._unassigned: frozenset[str] = frozenset()  # parameters, never assigned
+        self._is_repeated = False  # whether the current method as a whole is
 
     # -------------------------------------------------------------------- functions
     def enter(
@@ -69,7 +70,8 @@ class Walker(ast.NodeVisitor):
         if not node.args.args:
             return
         state = self._self, self._globals, self._known, self.loops, self.index
-        repeated, arms, unassigned = self.repeated, self.arms, self._unassigned
+        repeated, arms = self.repeated, self.arms
+        of_method = self._unassigned, self._is_repeated
         self.reached.add(here)
         self._stack.append(here)
         self._self = node.args.args[0].arg
@@ -79,10 +81,12 @@ class Walker(ast.NodeVisitor):
         # A rewritten call in here could not see the loops around the method's call.
         self.repeated = self.repeated or bool(self.loops)
         self.loops, self.index = (), ()
+        self._is_repeated = self.repeated or self._may_vary
         self._run(node.body)
         self._stack.pop()
         self._self, self._globals, self._known, self.loops, self.index = state
-        self.repeated, self.arms, self._unassigned = repeated, arms, unassigned
+        self.repeated, self.arms = repeated, arms
+        self._unassigned, self._is_repeated = of_method
 
     @property
     def current(self) -> tuple[type, str]:
@@ -142,9 +146,9 @@ class Walker(ast.NodeVisitor):
         others = {test: 1 - arm for test, arm in facts.items()}
         leaves = self._arm(facts, node.body)
         other_leaves = self._arm(others, node.orelse)
-        if leaves != other_leaves:
+        if leaves != other_leaves and here in facts:
             # What follows runs only if the branch that leaves did not.
-            self._suppose({here: int(other_leaves)})
+            self.arms = {here: int(other_leaves), **self.arms}
         return leaves and other_leaves
 
     visit_IfExp = visit_If
@@ -154,7 +158,9 @@ class Walker(ast.NodeVisitor):
         for i, case in enumerate(node.cases):
             names = {getattr(n, "name", None) for n in ast.walk(case.pattern)}
             with self._without(filter(None, names)):
-                self._arm({(self.place(node), self.index): i}, case.body)
+                here = self.place(node), self.index
+                varies = self.repeated or self._may_vary
+                self._arm({} if varies else {here: i}, case.body)
 
     def _branch(self, branch: ast.expr | list[ast.stmt]) -> bool:
         return self._run(branch if isinstance(branch, list) else [branch])
@@ -162,27 +168,28 @@ class Walker(ast.NodeVisitor):
     def _arm(self, facts: Arms, branch: ast.expr | list[ast.stmt]) -> bool:
         """Visit a branch that runs if ``facts``; return whether it leaves the block."""
         before = self.arms
-        self._suppose(facts)
+        self.arms = {**facts, **before}
         leaves = self._branch(branch)
         # What is known because of a return in the branch stays.
         known = self.arms.items()
         self.arms = {k: v for k, v in known if k in before or k not in facts}
         return leaves
 
-    def _suppose(self, facts: Arms) -> None:
-        if not (self.repeated or self._may_vary):
-            self.arms = {**facts, **self.arms}
-
     def _facts(self, test: ast.expr) -> tuple[Hashable, Arms]:
         """Return a condition's key, and the facts that hold where it is true.
 
-        A condition on parameters that are never assigned has another key besides, which
+        There are none if it may be true in one pass of a loop and not in another. A
+        condition on parameters that are never assigned has another key besides, which
         it shares with the same condition elsewhere in the method.
         """
         here = self.place(test), self.index
-        facts: dict[Hashable, int] = {here: 1}
         has_calls = any(isinstance(node, ast.Call) for node in ast.walk(test))
-        if has_calls or not _names(test) <= self._unassigned:
+        is_given = not has_calls and _names(test) <= self._unassigned
+        is_constant = self._is_constant(test) or (is_given and not self._is_repeated)
+        if (self.repeated or self._may_vary) and not is_constant:
+            return here, {}
+        facts: dict[Hashable, int] = {here: 1}
+        if not is_given:
             return here, facts
         arm = 1
         while isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -194,6 +201,14 @@ class Walker(ast.NodeVisitor):
                 arm = 1 - arm
         facts[self.current, ast.unparse(test)] = arm
         return here, facts
+
+    def _is_constant(self, test: ast.expr) -> bool:
+        """Return whether a condition is on what does not change within a step."""
+        if isinstance(test, ast.Name):
+            return self.is_self(test) or test.id in self._globals
+        if isinstance(test, ast.Attribute) and test.attr in _CONSTANT_IN_A_STEP:
+            return True
+        return all(map(self._is_constant, ast.iter_child_nodes(test)))
 
     def visit_test(self, node: ast.expr) -> None:
         """Visit a condition, except where it only asks whether an attribute is set."""
@@ -264,6 +279,14 @@ class Walker(ast.NodeVisitor):
         return False
 
 
+_CONSTANT_IN_A_STEP = (
+    "device",
+    "dtype",
+    "is_cuda",
+    "is_cpu",
+    "is_mps",
+    "requires_grad",
+)
 _OPPOSITE = {ast.IsNot: ast.Is, ast.NotEq: ast.Eq, ast.NotIn: ast.In}
 
 

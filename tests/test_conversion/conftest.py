@@ -34,7 +34,7 @@ def left():
 def check(paths):
     """The function that converts a model and compares it with the unconverted one."""
 
-    def compare(model, expected, *inputs, init=SHARP):
+    def compare(model, expected, *inputs, init=SHARP, tolerance=1e-3):
         """Compare paths, outputs and keys; every site must get a gradient."""
         keys = [name for name, _ in model.named_parameters()]
         with torch.no_grad():
@@ -42,7 +42,7 @@ def check(paths):
         report = convert_activations(model, init=init)
         assert paths(report) == expected
         after = model(*inputs)
-        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(after, before, atol=tolerance, rtol=tolerance)
         after_keys = [name for name, _ in model.named_parameters()]
         own = ("lambda_param", "kappa_param")
         assert set(after_keys) - set(keys) == {

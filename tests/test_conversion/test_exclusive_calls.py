@@ -110,6 +110,20 @@ class InLayers(Base):
         return x
 
 
+class InLevels(Base):
+    """What is the same for each level may be asked in a loop."""
+
+    def forward(self, x, flag):
+        out = []
+        for level in (x, 2 * x):
+            if level.device.type == "mps" and not torch.jit.is_scripting():
+                level = self.act(level.float())
+            else:
+                level = self.act(level)
+            out.append(self.other(level) if flag else self.other(-level))
+        return self.fc1(torch.stack(out))
+
+
 @pytest.mark.parametrize("flag", [True, None])
 @pytest.mark.parametrize(
     ("cls", "expected"),
@@ -123,6 +137,7 @@ class InLayers(Base):
         (Attributes, ["act"]),
         (TrainingOnly, ["act"]),
         (InLayers, ["act.0", "act.1"]),
+        (InLevels, ["act", "other"]),
     ],
 )
 def test_they_share(cls, expected, flag):
