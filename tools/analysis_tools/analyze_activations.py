@@ -23,6 +23,8 @@ from apa_mmdet.requirements import check_requirements
 
 check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
+from mmengine.dist import init_dist
+
 from apa_mmdet.analysis.collect import Statistics
 from apa_mmdet.analysis.plots import write_plots
 from apa_mmdet.analysis.report import make_report, table, write_csv, write_json
@@ -66,10 +68,10 @@ def parse_args() -> argparse.Namespace:
 def analyse(args: argparse.Namespace) -> None:
     """Collect, fit, and write."""
     cfg = load_config(args, splits={"train", args.data})
-    if args.launcher != "none" and not dist.is_initialized():
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    if dist.is_initialized() and args.device == "cuda":
-        torch.cuda.set_device(args.local_rank)
+    if args.launcher == "pytorch" and not torch.cuda.is_available():
+        dist.init_process_group("gloo")  # MMEngine's own way asks for a GPU
+    elif args.launcher != "none":
+        init_dist(args.launcher)
     model, start = build_model(cfg, args.checkpoint, args.seed)
     dataset = build_dataset(cfg, "train")
     classes, images = class_images(dataset)
