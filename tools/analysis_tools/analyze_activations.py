@@ -37,6 +37,7 @@ from apa_mmdet.analysis.run import (
     parameters,
 )
 from apa_mmdet.analysis.sampling import ImageSampler
+from apa_mmdet.datasets import class_frequency
 from apa_mmdet.engine.launch import add_common_arguments, load_config
 from apa_mmdet.testing.benchmark import positive
 
@@ -72,9 +73,10 @@ def analyse(args: argparse.Namespace) -> None:
         dist.init_process_group("gloo")  # MMEngine's own way asks for a GPU
     elif args.launcher != "none":
         init_dist(args.launcher)
-    model, start = build_model(cfg, args.checkpoint, args.seed)
     dataset = build_dataset(cfg, "train")
     classes, images = class_images(dataset)
+    frequency = class_frequency(dataset)
+    model, start = build_model(cfg, args.checkpoint, args.seed, frequency)
     if args.data != "train":
         dataset = build_dataset(cfg, args.data)
     sampler = ImageSampler(num_replicates=args.replicates, seed=args.seed)
@@ -106,7 +108,8 @@ def main() -> None:
     try:
         analyse(args)
     except (KeyError, OSError, ValueError) as error:
-        print(f"error: {error.args[0]}", file=sys.stderr)
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
