@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .fit import MIN_VALUES
 from .sampling import ImageSampler
 from .statistics import Histogram, Reservoir
 
@@ -12,6 +13,9 @@ ROLES = ("target", "other", "background")
 foreground proposal; of a class on a background proposal."""
 BACKGROUND = "b"
 """The group of a background logit; its target is a background proposal."""
+# Limits for heads with thousands of classes or of proposals.
+_MAX_LOGITS = 2**20  # of an image's background proposals
+_MAX_KEPT = 2**21  # of all classes together
 
 
 class ClassifierStatistics:
@@ -26,7 +30,8 @@ class ClassifierStatistics:
         self.groups = np.asarray(groups)
         self.histograms: dict[tuple[str, str], Histogram] = {}
         num_series = len(ROLES) * len(self.groups)
-        self.by_class = Reservoir(num_series, sampler.values_per_class)
+        size = min(sampler.values_per_class, max(MIN_VALUES, _MAX_KEPT // num_series))
+        self.by_class = Reservoir(num_series, size)
 
     def add(
         self, name: str, logits: np.ndarray, labels: np.ndarray, sampler: ImageSampler
@@ -41,9 +46,10 @@ class ClassifierStatistics:
         """
         num_classes = len(self.groups)
         is_background = labels == num_classes
-        # All proposals with an object, of the others as many as are affordable.
+        # All proposals with an object; of the others, as many as are affordable.
         chosen, steps = [np.flatnonzero(~is_background)], [1]
-        rows, step = sampler.choose(is_background.sum(), f"{name} background")
+        limit = max(_MAX_LOGITS // num_classes, 1)
+        rows, step = sampler.choose(is_background.sum(), f"{name} background", limit)
         chosen.append(np.flatnonzero(is_background)[rows])
         steps.append(step)
         for rows, step in zip(chosen, steps):

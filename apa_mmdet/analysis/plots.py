@@ -34,8 +34,9 @@ def write_plots(
     sites = list(zip(report["sites"], statistics.sites.values()))
     size = _COLUMNS * _ROWS
     for first in range(0, len(sites), size):
-        figure = _panels(_ROWS, _COLUMNS)
-        for axis, (record, site) in zip(figure.axes, sites[first : first + size]):
+        page = sites[first : first + size]
+        figure = _panels(-(-len(page) // _COLUMNS), _COLUMNS)
+        for axis, (record, site) in zip(figure.axes, page):
             _draw_fits(axis, site.histogram, record, record["site"])
         drawn[f"sites_{first // size + 1}.png"] = _finished(figure)
     remaining = iter(report["classifiers"])
@@ -170,8 +171,8 @@ def _draw_depth(sites: Sequence[Mapping[str, Any]]) -> Figure:
     _set_lam_axis(first)
     first.legend(fontsize=8, loc="upper right")
     second.set_ylabel(r"$\kappa$")
-    low, _ = second.get_ylim()
-    second.set_yscale(*("log",) if low > 0 else ("symlog",))
+    is_positive = min(line.get_ydata().min() for line in second.lines) > 0
+    second.set_yscale("log" if is_positive else "symlog")
     second.margins(y=0.1)
     second.set_xticks(
         range(len(sites)), [site["site"] for site in sites], rotation=90, fontsize=6

@@ -29,16 +29,26 @@ from .sites import parameters_of
 
 # Of a class's training images: rare up to 10, common up to 100, as in LVIS.
 _GROUPS, _LIMITS = ("r", "c", "f"), (10, 100)
-_LEARNED = ("lambda_param", "kappa_param", "class_frequency")
+_LEARNED = ("lambda_param", "kappa_param")
 
 
 def build_model(
-    cfg: Config, checkpoint: str | None = None, seed: int = 0
+    cfg: Config,
+    checkpoint: str | None = None,
+    seed: int = 0,
+    frequency: torch.Tensor | None = None,
 ) -> tuple[nn.Module, Parameters]:
     """Return a config's detector, and the lambda and kappa that it starts with.
 
     Without a checkpoint it has the weights that training would start with and is in
     training mode, so that batch norms use the statistics of the images.
+
+    Args:
+        cfg: The config.
+        checkpoint: Path of its weights.
+        seed: Of random weights.
+        frequency: (C,) class frequencies of the training data, for losses that need
+            them before they are in a checkpoint.
 
     Raises:
         OSError: If the checkpoint is not there.
@@ -57,15 +67,15 @@ def build_model(
     _set_seed(seed)
     with quiet_mmdet():
         model = MODELS.build(cfg.model)
+        for module in model.modules():
+            if frequency is not None and hasattr(module, "set_class_frequency"):
+                module.set_class_frequency(frequency)
         if weights is None:
             model.init_weights()
-            model.train()
-        else:
-            start = parameters(model)
-            _load(model, weights, checkpoint)
-            model.eval()
-            return model, start
-    return model, parameters(model)
+            return model.train(), parameters(model)
+        start = parameters(model)
+        _load(model, weights, checkpoint)
+        return model.eval(), start
 
 
 def parameters(model: nn.Module) -> Parameters:
@@ -79,8 +89,11 @@ def parameters(model: nn.Module) -> Parameters:
 
 
 def _load(model: nn.Module, weights: dict, checkpoint: str) -> None:
-    """Load weights; only what training adds to a model may be missing."""
+    """Load weights; only lambda, kappa and buffers may be missing."""
     own = model.state_dict()
+    needed = {
+        name for name, _ in model.named_parameters() if not name.endswith(_LEARNED)
+    }
     changed = [
         f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
         for key in own
@@ -89,7 +102,7 @@ def _load(model: nn.Module, weights: dict, checkpoint: str) -> None:
     missing = []
     if not changed:
         result = model.load_state_dict(weights, strict=False)
-        missing = [key for key in result.missing_keys if not key.endswith(_LEARNED)]
+        missing = [key for key in result.missing_keys if key in needed]
     for what, keys in (("have another shape", changed), ("are missing", missing)):
         if keys:
             raise ValueError(

@@ -58,13 +58,20 @@ class ImageSampler:
             [self.seed, self._image, zlib.crc32(purpose.encode()), call]
         )
 
-    def choose(self, n: int, purpose: str) -> tuple[np.ndarray, int]:
+    def choose(
+        self, n: int, purpose: str, limit: int | None = None
+    ) -> tuple[np.ndarray, int]:
         """Choose evenly spread ones of n values, one from each run of ``step``.
+
+        Args:
+            n: Number of values.
+            purpose: What they are chosen for; see :meth:`random`.
+            limit: How many to choose at most, by default ``values_per_call``.
 
         Returns:
             Their indices, and ``step``, for how many values each one stands.
         """
-        step = max(-(-int(n) // self.values_per_call), 1)
+        step = max(-(-int(n) // (limit or self.values_per_call)), 1)
         runs = np.arange(int(n) // step) * step
         if step > 1:
             runs += self.random(purpose).integers(0, step, len(runs))

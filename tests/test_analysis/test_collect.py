@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import nn
 
+from apa_mmdet.analysis.classifier import ClassifierStatistics
 from apa_mmdet.analysis.collect import Collector, Statistics
 from apa_mmdet.analysis.compare import moments
 from apa_mmdet.analysis.run import collect
@@ -240,6 +241,25 @@ def test_parts_merge_to_the_whole(detector, images):
     whole, merged = run(*range(7)), run(5, 3)
     merged.merge(run(0, 1, 2, 4, 6))
     assert_same(merged, whole)
+
+
+@pytest.mark.parametrize("num_classes, expected", [(40, 512), (13_204, 52)])
+def test_fewer_values_are_kept_of_very_many_classes(num_classes, expected):
+    classifier = ClassifierStatistics(np.repeat("f", num_classes), ImageSampler())
+    assert classifier.by_class.size == expected
+
+
+def test_proposals_of_a_dense_head_are_sampled(detector):
+    statistics, model = empty(values_per_call=2**30), detector()
+    with Collector(model, statistics) as collector:
+        collector.start_image(0, 0)
+        labels = torch.full((600_000,), 4)
+        labels[:100] = 2
+        model.head.loss_cls(torch.randn(600_000, 4), labels)
+    classifier = statistics.classifiers["head"]
+    assert classifier.histograms["target", "f"].total == 100
+    assert classifier.histograms["background", "r"].total == 599_898  # 3 * 199,966
+    assert classifier.by_class.seen[-1] == 199_966
 
 
 def test_1203_classes_take_bounded_memory():

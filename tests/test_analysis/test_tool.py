@@ -15,6 +15,8 @@ SMALL = {
     "model.neck.in_channels": "[8,16,32,64]",
     "model.roi_head.bbox_head.fc_out_channels": 32,
     "model.train_cfg.rpn_proposal.max_per_img": 32,
+    # It needs the class frequencies of the training data.
+    "model.roi_head.bbox_head.loss_cls.rare_threshold": 0.1,
 }
 
 

@@ -23,6 +23,8 @@ from apa_mmdet.requirements import check_requirements
 
 check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
+from mmengine.dist import init_dist
+
 from apa_mmdet.analysis.collect import Statistics
 from apa_mmdet.analysis.plots import write_plots
 from apa_mmdet.analysis.report import make_report, table, write_csv, write_json
@@ -35,6 +37,7 @@ from apa_mmdet.analysis.run import (
     parameters,
 )
 from apa_mmdet.analysis.sampling import ImageSampler
+from apa_mmdet.datasets import class_frequency
 from apa_mmdet.engine.launch import add_common_arguments, load_config
 from apa_mmdet.testing.benchmark import positive
 
@@ -66,13 +69,14 @@ def parse_args() -> argparse.Namespace:
 def analyse(args: argparse.Namespace) -> None:
     """Collect, fit, and write."""
     cfg = load_config(args, splits={"train", args.data})
-    if args.launcher != "none" and not dist.is_initialized():
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    if dist.is_initialized() and args.device == "cuda":
-        torch.cuda.set_device(args.local_rank)
-    model, start = build_model(cfg, args.checkpoint, args.seed)
+    if args.launcher == "pytorch" and not torch.cuda.is_available():
+        dist.init_process_group("gloo")  # MMEngine's own way asks for a GPU
+    elif args.launcher != "none":
+        init_dist(args.launcher)
     dataset = build_dataset(cfg, "train")
     classes, images = class_images(dataset)
+    frequency = class_frequency(dataset)
+    model, start = build_model(cfg, args.checkpoint, args.seed, frequency)
     if args.data != "train":
         dataset = build_dataset(cfg, args.data)
     sampler = ImageSampler(num_replicates=args.replicates, seed=args.seed)
@@ -104,7 +108,8 @@ def main() -> None:
     try:
         analyse(args)
     except (KeyError, OSError, ValueError) as error:
-        print(f"error: {error.args[0]}", file=sys.stderr)
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
