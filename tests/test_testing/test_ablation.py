@@ -81,7 +81,8 @@ def ablate(load_tool, monkeypatch, tmp_path, mini_lvis, capsys):
     monkeypatch.setattr(tool, "TOOLS", tools)
     monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    handlers = {number: signal.getsignal(number) for number in numbers}
 
     def run(*args):
         own = ["--config", config, "--work-dir", tmp_path / "runs"]
@@ -332,12 +333,13 @@ def test_changed_settings_are_noticed(ablate, calls, tmp_path):
 
 def test_settings_of_all_and_of_one(ablate, tmp_path):
     common = ("--cfg-options", "model.depth=18", "model.width=32", "--epochs", 8)
-    own = (V, "a", "model.width=64", V, "b", "model.depth=50")
+    own = (V, "a", "model.width=64", V, "b", "model.depth=50", "hooks=[{'type': 'A'}]")
     assert ablate(*own, *common, "--seeds", 3)[0] == 0
     cfgs = [
         Config.fromfile(tmp_path / f"runs/{name}-3/train.config.py") for name in "ab"
     ]
     assert [(cfg.model.depth, cfg.model.width) for cfg in cfgs] == [(18, 64), (50, 32)]
+    assert "hooks" not in cfgs[0] and cfgs[1].hooks == [dict(type="A")]
     for cfg in cfgs:
         assert cfg.randomness.seed == 3
         assert cfg.train_cfg.max_epochs == cfg.param_scheduler[0].end == 8
@@ -368,6 +370,8 @@ def test_options_from_a_file(ablate, calls, tmp_path):
         ((V, "a", "--seeds", "x"), "invalid int value: 'x'"),
         ((V, "a", "--jobs", 0), "argument --jobs: 0: expected at least 1"),
         ((V, "a", "quality"), "--variation a: quality: expected KEY=VALUE"),
+        ((V, "a", "hooks={type: x}"), "--variation a: hooks={type: x}: expected KEY="),
+        ((V, "a", "--cfg-options", "x"), "--cfg-options: x: expected KEY=VALUE"),
         ((V, "a", "head=relu"), "--variation a: head=relu: expected a config, or one"),
         ((V, "a", "head=no.py"), "--variation a: no such config file: no.py"),
         ((V, "a", "model.type.x=1"), "--variation a: "),

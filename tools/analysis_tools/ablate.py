@@ -8,8 +8,9 @@ r"""Train variations of a config with several seeds, test them and compare them.
 A variation is NAME[=CONFIG] and settings as in --cfg-options; without CONFIG it varies
 --config. head=HEAD takes the classifier of configs/lvis/mask_rcnn_r50_HEAD_head.py, or
 of another config if HEAD is a path. A test variation is NAME=VARIATION and settings
-with which the weights of that variation are tested again. Options can also come from a
-file, written as on the command line:
+with which the weights of that variation are tested again. A VALUE with braces is a
+Python literal, such as {'type': 'NORCAL'}. Options can also come from a file, written
+as on the command line:
 
     python tools/analysis_tools/ablate.py @docs/benchmarks/mini_lvis_heads.txt --jobs 2
 
@@ -26,6 +27,7 @@ of every other variation. Exit code: 1 if the table lacks a run, 2 for unusable 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import shlex
 import signal
@@ -74,8 +76,8 @@ def parse_args() -> argparse.Namespace:
     add("--test-variation", metavar=(name, setting), help=test_help, **variation)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings")
     add("--epochs", type=positive, help="of each training (default: the config's)")
-    options = dict(nargs="+", action=DictAction, default={})
-    add("--cfg-options", help="settings of all variations, also data_root", **options)
+    common_help = "settings of all variations, also data_root"
+    add("--cfg-options", nargs="+", metavar=setting, default=[], help=common_help)
     add("--jobs", type=positive, default=1, help="runs at a time")
     add("--work-dir", type=Path, default=Path("work_dirs/ablate"))
     add("--out", type=Path, help="of JSON, .md and .png (default: WORK_DIR/table)")
@@ -92,7 +94,7 @@ def parse_variation(option: str, words: list[str], default: str | None) -> Varia
     """Return the variation that an option's words describe.
 
     Raises:
-        ValueError: If a word is not KEY=VALUE, or nothing says what to vary.
+        ValueError: If a setting is unusable, or nothing says what to vary.
     """
     name, _, source = words[0].partition("=")
     source = source or default
@@ -105,15 +107,31 @@ def parse_variation(option: str, words: list[str], default: str | None) -> Varia
             f"{option} {name}: no variation; expected {name}=VARIATION, whose weights "
             "to test"
         )
-    for word in words[1:]:
-        if "=" not in word:
-            raise ValueError(f"{option} {name}: {word}: expected KEY=VALUE")
-    parsed = argparse.Namespace()
-    DictAction([], "settings")(argparse.ArgumentParser(), parsed, words[1:])
-    settings = parsed.settings
+    settings = parse_settings(f"{option} {name}", words[1:])
     if "head" in settings:
-        settings["head"] = head_config(f"{option} {name}", settings["head"])
+        settings["head"] = head_config(f"{option} {name}", str(settings["head"]))
     return Variation(name, source, settings)
+
+
+def parse_settings(option: str, words: list[str]) -> dict[str, object]:
+    """Return settings as --cfg-options does; a value with braces is a Python literal.
+
+    Raises:
+        ValueError: If a word is not KEY=VALUE, or not a literal.
+    """
+    settings: dict[str, object] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            if "{" in value:
+                settings[key] = ast.literal_eval(value)
+                continue
+            parsed = argparse.Namespace()
+            DictAction([], "settings")(argparse.ArgumentParser(), parsed, [word])
+            settings.update(parsed.settings)
+        except (ValueError, SyntaxError, AssertionError):
+            raise ValueError(f"{option}: {word}: expected KEY=VALUE") from None
+    return settings
 
 
 def head_config(option: str, head: str) -> str:
@@ -135,7 +153,7 @@ def head_config(option: str, head: str) -> str:
 
 def prepare(args: argparse.Namespace) -> tuple[list[Run], Evaluation]:
     """Return the runs and their evaluation, after checking everything they need."""
-    common = args.cfg_options
+    common = parse_settings("--cfg-options", args.cfg_options)
     variations = []
     for words in args.variation:
         each = parse_variation("--variation", words, args.config)
@@ -178,7 +196,6 @@ def report(measured: Measured, missing: list[str], args: argparse.Namespace) -> 
     out = args.out or args.work_dir / "table"
     out.parent.mkdir(parents=True, exist_ok=True)
     runs, compared = figures(measured), compare_variations(measured)
-
     legend = (
         "In per cent: mean ± standard deviation over the seeds; differences with 95 % "
         f"intervals over the validation images ({args.num_resamples:,} resamples), "
@@ -205,13 +222,14 @@ def report(measured: Measured, missing: list[str], args: argparse.Namespace) -> 
     for variation, seeds in runs.items():
         for run in seeds.values():
             for name in list(run)[:4]:
-                panels.setdefault(name, {}).setdefault(variation, []).append(run[name])
+                title = name.replace("segm", "mask").replace("bbox", "box")
+                panels.setdefault(title, {}).setdefault(variation, []).append(run[name])
     image = bar_charts(panels, out.with_suffix(".png"), ratios=False)
     print(f"written: {out}.json, {out.name}.md, {image}")
 
 
 def end(number: int, frame: object) -> NoReturn:
-    """End as after Ctrl-C, which ends the runs too."""
+    """End this process by an exception, which ends the runs too."""
     sys.exit(128 + number)
 
 
@@ -225,8 +243,8 @@ def main() -> None:
         sys.exit(2)
     failures = []
     if not args.report_only:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, end)
         num_threads = max(torch.get_num_threads() // args.jobs, 1)
         failures = run_jobs([run.job(TOOLS) for run in runs], args.jobs, num_threads)

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ...evaluation.core.workers import progress_bar
+from tqdm import tqdm
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10  # for a process that is asked to end
 
 
@@ -57,9 +57,13 @@ def run_jobs(jobs: Sequence[Job], limit: int, num_threads: int) -> list[str]:
         A line for each command that failed.
     """
     env = dict(os.environ, OMP_NUM_THREADS=str(num_threads))
-    waiting, running, failures = [_Active(job, env) for job in jobs], [], []
+    everything = [_Active(job, env) for job in jobs]
+    waiting, running, failures = everything[:], [], []
     num_done = 0
-    with progress_bar("ablation", "runs", total=len(jobs)) as bar:
+    line = "{n_fmt} of {total_fmt} runs after {elapsed}{postfix}"
+    # Only on a terminal.
+    options = dict(bar_format=line, leave=False, disable=None)
+    with tqdm(total=len(jobs), **options) as bar:
 
         def say(active: _Active, what: str) -> None:
             step = f"{active.job.name}: {active.step.label} {what}"
@@ -92,7 +96,7 @@ def run_jobs(jobs: Sequence[Job], limit: int, num_threads: int) -> list[str]:
                 if running:
                     time.sleep(_POLL_SECONDS)
         finally:
-            for active in running:
+            for active in everything:
                 active.end()
     return failures
 
@@ -105,6 +109,7 @@ class _Active:
         self._env = env
         self._code: int | None = None
         self._log = None
+        self._process: subprocess.Popen | None = None
 
     def start_next(self) -> bool:
         """Start the next command; return whether there was one.
@@ -168,12 +173,13 @@ class _Active:
         ]
 
     def end(self) -> None:
-        """End the command, at once if it does not do so when asked."""
-        self._signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE_SECONDS)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        """End the command if it runs, by force if it does not end when asked."""
+        if self._process is not None and self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_SECONDS)
+            self._signal(signal.SIGKILL)
+            self._process.wait()
         self.close()
 
     def close(self) -> None:
