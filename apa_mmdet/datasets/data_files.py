@@ -44,8 +44,8 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     Raises:
         FileNotFoundError: If something is missing. The message has the path, the
             expected layout of the folder, and the option that points elsewhere.
-        ValueError: If an annotation file is not one that its data set can read, or masks
-            are trained and annotations have no usable one.
+        ValueError: If an annotation file is not one that its data set can read, or
+            masks are trained and annotations have no usable one.
     """
     for split in splits:
         loader = f"{split}_dataloader"
