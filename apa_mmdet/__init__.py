@@ -31,9 +31,10 @@ def _install() -> None:
 
     from . import compat
     from .conversion import add_rules
-    from .engine import checkpoint, flops
+    from .engine import best_figures, checkpoint, flops
     from .layers import AGLU, APA
     from .models import conversion_rules
+    from .models.calibration import roi_head
     from .optim import APAOptimWrapperConstructor
 
     # torch.load(weights_only=True), the default since torch 2.6, also reads what
@@ -46,10 +47,13 @@ def _install() -> None:
     compat.refuse_untrusted_downloads()
     # lvis-api runs on numpy 1.24 and later; numpy itself does not change.
     compat.restore_np_float_in_lvis()
-    # A local checkpoint that cannot be read raises an error that says why.
+    # A local checkpoint that cannot be read raises an error that says why, and
+    # package://NAME/PATH is a checkpoint in an installed package.
     checkpoint.register_loader()
     # MMEngine's FLOP counter knows AGLU and APA; other operators count as before.
     flops.register_operators()
+    # MMEngine's save_best and early stopping know that a higher AP of LVIS is better.
+    best_figures.register_names()
     # In mmdet's scope, the default constructor builds the same optimizer as before,
     # except that parameters named lambda_param or kappa_param get no weight decay, in
     # anyone's model. They are then a second parameter group, so a checkpoint that was
@@ -59,15 +63,20 @@ def _install() -> None:
     )
     # Only convert_activations() uses these rules about MMDetection's classes.
     add_rules(conversion_rules.RULES)
+    # mmdet's RoI heads look for test_cfg.rcnn.calibration; without it they are built as
+    # before.
+    roi_head.enable()
     # Configs can use the new types below; no existing type is replaced. MODELS is
     # MMEngine's root registry, which every scope can see.
     for layer in (AGLU, APA):
         MODELS.register_module(module=layer)
     for module in (
+        "datasets.lvis_format",  # LVISFormatDataset
         "layers.attention",  # APASELayer, APACBAM
-        "models",  # APADetector, APAResNet, APAResNeXt, losses, heads and predictors
-        "engine",  # ClassFrequencyHook
+        "models",  # APADetector, backbones, losses, heads, predictors, calibrations
+        "engine",  # AlignmentHook, ClassFrequencyHook, SetupCheckHook
         "evaluation.metric",  # LVISFastMetric
+        "evaluation.calibration_evaluator",  # CalibrationEvaluator
     ):
         import_module(f"{__name__}.{module}")
 

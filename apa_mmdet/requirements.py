@@ -11,6 +11,7 @@ import re
 from importlib import import_module, metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 # Import name to (distribution, version to install), for each of the two stacks.
@@ -24,6 +25,7 @@ ONEDL = {
     "mmcv": ("onedl-mmcv", "2.3.6"),
     "mmdet": ("onedl-mmdetection", "3.5.1"),
 }
+PACKAGE_SCHEME = "package://"
 MINIMUM = {"torch": (2, 1), "mmengine": (0, 10), "mmcv": (2, 0), "mmdet": (3, 0)}
 
 
@@ -32,6 +34,25 @@ def is_installed(name: str) -> bool:
     spec = find_spec(name)
     # A folder that happens to have the name is also found, but has no origin.
     return spec is not None and spec.origin is not None
+
+
+def package_file(url: str) -> str:
+    """Return the path of ``package://NAME/PATH``, a file of an installed package.
+
+    Raises:
+        FileNotFoundError: If the package is not installed, with the command that
+            installs it, or has no such file.
+    """
+    name, _, path = url[len(PACKAGE_SCHEME) :].partition("/")
+    if not is_installed(name):
+        raise FileNotFoundError(
+            f"{url}: the package {name} is not installed; run\n"
+            f"    pip install {name.replace('_', '-')}"
+        )
+    file = Path(find_spec(name).origin).parent / path
+    if not file.is_file():
+        raise FileNotFoundError(f"{url}: not found; {name} has no file {file}")
+    return str(file)
 
 
 def check_requirements() -> None:

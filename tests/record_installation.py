@@ -16,6 +16,7 @@ import torch
 from mmdet.utils import register_all_modules
 from mmengine import registry as mmengine_registry
 from mmengine.analysis import complexity_analysis
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
 
@@ -43,6 +44,9 @@ def outside():
             if isinstance(item, tuple)
         },
     }
+    for hook in (CheckpointHook, EarlyStoppingHook):
+        names = dict.fromkeys(hook._default_greater_keys, True)
+        tables[f"{hook.__name__} maximizes"] = names
     for root in vars(mmengine_registry).values():
         if isinstance(root, Registry):
             for registry in (root, *root.children.values()):

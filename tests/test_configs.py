@@ -15,6 +15,7 @@ from apa_mmdet.datasets.mini_lvis import CLASSES
 from apa_mmdet.layers import AGLU
 from apa_mmdet.layers.attention import APASELayer
 from apa_mmdet.models import APALoss, APAResNet, CosineConv2d
+from apa_mmdet.testing.configs import split_conversion
 
 ROOT = Path(__file__).parents[1] / "configs"
 EVERY = sorted(
@@ -24,7 +25,7 @@ EVERY = sorted(
 )
 CONVERTED = [name for name in EVERY if "APADetector" in (ROOT / name).read_text()]
 CONFIGS = [name for name in EVERY if name not in CONVERTED]
-LVIS = [name for name in EVERY if name.split("/")[0] in ("lvis", "mini_lvis")]
+LVIS = [name for name in EVERY if name.split("/")[0] in ("lvis", "mini_lvis", "real")]
 
 
 def load(name):
@@ -81,7 +82,7 @@ def test_a_converted_config_only_converts_its_base(name):
     assert len((ROOT / name).read_text().splitlines()) <= 10
     register_all_modules(init_default_scope=True)
     base = copy.deepcopy(cfg.model)
-    base.type = base.pop("base_type")
+    split_conversion(base)
     plain = MODELS.build(base)
     model = MODELS.build(cfg.model)
     assert type(model) is type(plain)
@@ -108,7 +109,8 @@ def test_evaluates_with_the_fast_metric_on_its_own_data(name):
             cfg[f"{split}_dataloader"].dataset,
         )
         assert evaluator.type == "LVISFastMetric"
-        assert evaluator.metric == ["bbox", "segm"]
+        has_masks = "mask_head" in cfg.model.roi_head
+        assert evaluator.metric == ["bbox", "segm"][: 1 + has_masks]
         assert evaluator.ann_file == dataset.data_root + dataset.ann_file
 
 
@@ -234,6 +236,15 @@ def test_mini_lvis_has_the_classes_of_its_generator():
     for head in (heads.bbox_head, heads.mask_head, heads.bbox_head.loss_cls):
         assert head.num_classes == len(CLASSES)
     assert isinstance(build(cfg).roi_head.bbox_head.loss_cls, APALoss)
+
+
+def test_real_photographs():
+    cfg = load("real/mask_rcnn_lite0_apa_head.py")
+    heads = cfg.model.roi_head
+    for head in (heads.bbox_head, heads.mask_head, heads.bbox_head.loss_cls):
+        assert head.num_classes == len(cfg.metainfo.classes) == 49
+    assert cfg.model.backbone.init_cfg.checkpoint.startswith("package://")
+    assert [step.get("with_mask") for step in cfg.train_pipeline[:2]] == [None, True]
 
 
 @pytest.mark.parametrize("kind", ["FPN", "PAFPN", "FPN_CARAFE"])

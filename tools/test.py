@@ -1,4 +1,4 @@
-"""Test a detector: MMDetection's tools/test.py, but it first checks the data."""
+"""Test a detector: MMDetection's tools/test.py, but it first checks its files."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -9,12 +9,15 @@ from apa_mmdet.requirements import check_requirements
 
 check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
+from apa_mmdet.engine.calibration import provide_class_counts, try_calibrations
 from apa_mmdet.engine.launch import (
     add_common_arguments,
     build_runner,
-    is_backbone_checkpoint,
+    exit_on_error,
     load_config,
 )
+from apa_mmdet.engine.tta import enable_tta, leave_out_masks
+from apa_mmdet.engine.weights import check_weights, load_detector
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,48 +31,37 @@ def parse_args() -> argparse.Namespace:
     add("--show-dir", help="draw each prediction to this folder in the work dir")
     add("--wait-time", type=float, default=2, help="seconds to show each picture")
     add("--tta", action="store_true", help="test-time augmentation (boxes only)")
+    calibration_help = "calibrate scores; of several, each is evaluated on one pass "
+    calibration_help += "over the images: none FRACAL NORCAL:gamma=0.6 LogitAdjustment"
+    add("--calibration", nargs="+", metavar="NAME", help=calibration_help)
+    counts_help = "read the class counts that calibrations need from the training data"
+    add("--read-counts", action="store_true", help=counts_help)
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out {args.out}: expected a name ending in .pkl")
-    if "://" not in args.checkpoint:
-        require_detector(args.checkpoint)
+    if len(args.calibration or ()) > 1 and (args.out or args.tta):
+        option = "--out" if args.out else "--tta"
+        parser.error(f"{option} works with one --calibration, not several; give one")
     return args
-
-
-def require_detector(path: str) -> None:
-    """Check, before the data sets are read, that a checkpoint has a detector."""
-    if is_backbone_checkpoint(path):
-        raise SystemExit(
-            f"error: checkpoint {path} contains only a backbone, expected a detector; "
-            f"to train one from it, set model.backbone.init_cfg to "
-            f"dict(type='Pretrained', checkpoint='{path}')"
-        )
-
-
-def enable_tta(cfg) -> None:
-    """Wrap the model and its pipeline for test-time augmentation with flips."""
-    tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
-    cfg.setdefault("tta_model", dict(type="DetTTAModel", tta_cfg=tta_cfg))
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    if "tta_pipeline" not in cfg:
-        flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
-        meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-        meta_keys += ("flip", "flip_direction")
-        pack = dict(type="PackDetInputs", meta_keys=meta_keys)
-        augment = dict(type="TestTimeAug", transforms=[flips, [pack]])
-        cfg.tta_pipeline = [*dataset.pipeline[:-1], augment]
-    dataset.pipeline = cfg.tta_pipeline
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
 def main() -> None:
     """Test."""
     args = parse_args()
+    with exit_on_error():
+        test(args)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Test the checkpoint with the config."""
+    is_remote = "://" in args.checkpoint
+    checkpoint = None if is_remote else load_detector(args.checkpoint)
     cfg = load_config(args, splits=("test",))
     cfg.load_from = args.checkpoint
+    if args.calibration:
+        try_calibrations(cfg, args.calibration)
+    provide_class_counts(cfg, args.checkpoint, args.read_counts)
     if args.show or args.show_dir:
         from mmdet.engine.hooks.utils import trigger_visualization_hook
 
@@ -77,6 +69,12 @@ def main() -> None:
     if args.tta:
         enable_tta(cfg)
     runner = build_runner(cfg)
+    if args.tta:
+        leave_out_masks(runner.model)
+    if not cfg.get("allow_weight_mismatch"):
+        checkpoint = checkpoint or load_detector(args.checkpoint)
+        check_weights(runner.model, checkpoint, args.checkpoint)
+    del checkpoint
     if args.out:
         from mmdet.evaluation import DumpDetResults
 

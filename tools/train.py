@@ -10,7 +10,12 @@ from apa_mmdet.requirements import check_requirements
 
 check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
 
-from apa_mmdet.engine.launch import add_common_arguments, build_runner, load_config
+from apa_mmdet.engine.launch import (
+    add_common_arguments,
+    build_runner,
+    exit_on_error,
+    load_config,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,20 +35,26 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Train."""
     args = parse_args()
+    with exit_on_error():
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the config's detector."""
     cfg = load_config(args, splits=("train", "val"))
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
-            raise SystemExit(
+            raise ValueError(
                 "--auto-scale-lr needs auto_scale_lr.base_batch_size in the config; "
                 "add auto_scale_lr=dict(base_batch_size=16), or drop the option"
             )
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         if args.resume != "auto" and not os.path.isfile(args.resume):
-            raise SystemExit(
+            raise ValueError(
                 f"--resume {args.resume}: no such file; give a checkpoint, or only "
                 f"--resume for the latest one in {cfg.work_dir}"
             )

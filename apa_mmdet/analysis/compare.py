@@ -64,7 +64,7 @@ def describe_histogram(histogram: Histogram) -> dict[str, Any]:
     record = dict(count=histogram.total, not_finite=histogram.num_not_finite)
     if not histogram.total:
         return dict(record, too_few="no values")
-    record.update(_moments(centers, counts[0]))
+    record.update(moments(centers, counts[0]))
     quantiles = histogram.quantiles(np.array(QUANTILES))
     record["quantiles"] = {
         str(share): float(value) for share, value in zip(QUANTILES, quantiles)
@@ -100,7 +100,7 @@ def describe_values(values: np.ndarray) -> dict[str, Any]:
     values = values[is_finite]
     if not len(values):
         return dict(record, too_few="no values")
-    record.update(_moments(values, np.ones(len(values))))
+    record.update(moments(values, np.ones(len(values))))
     quantiles = np.quantile(values, QUANTILES)
     record["quantiles"] = {
         str(share): float(value) for share, value in zip(QUANTILES, quantiles)
@@ -128,7 +128,8 @@ def _figures(fit: APAFit | NormalFit, ks: float) -> dict[str, float]:
     return dict(figures, ks=ks)
 
 
-def _moments(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+def moments(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Return mean, standard deviation, skewness and kurtosis (normal: 3)."""
     shares = weights / weights.sum()
     mean = shares @ values
     deviations = values - mean

@@ -124,6 +124,11 @@ class Histogram:
         t = np.interp(shares, cumulative, np.arcsinh(self.edges))
         return np.sinh(t)
 
+    def shares(self, values: np.ndarray) -> np.ndarray:
+        """Return the share of the data up to each value, exact to a bin."""
+        cumulative = np.concatenate([[0], self.counts[0].cumsum()]) / self.total
+        return np.interp(np.arcsinh(values), np.arcsinh(self.edges), cumulative)
+
 
 class Reservoir:
     """A uniform sample of the values of each of many series.

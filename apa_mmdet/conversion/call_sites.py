@@ -10,17 +10,35 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from . import kinds
+from .identify import UNLISTED, Activation, identify, identify_expression
+from .kinds import KIND_OF_METHOD, KINDS, look_up
 from .rewriting import BaseCall
-from .source import Place, inherited, readable_classes, syntax
-from .static_values import UNKNOWN, evaluate
-from .walker import Walker
+from .source import (
+    Place,
+    builders,
+    inherited,
+    named_attributes,
+    named_outside_methods,
+    readable_classes,
+    syntax,
+)
+from .static_values import UNKNOWN, evaluate, loop_values
+from .walker import Arms, Walker
+
+# What reaches a module's children without naming one.
+_LOOKUPS = (
+    *("children", "modules", "named_children", "named_modules", "get_submodule"),
+    *("_modules", "__dict__", "items", "values"),
+)
+# Functions that do not call what they are given.
+_INQUIRIES = ("getattr", "hasattr", "isinstance", "super", "type", "id", "setattr")
 
 
 @dataclass
@@ -29,32 +47,55 @@ class Call:
 
     place: Place
     attribute: str | None  # that is called; None for a function called inline
-    kind: str | None  # of the function, a key of kinds.KINDS
-    options: dict[str, Any]  # AGLU's further arguments in place of the function
+    activation: Activation  # that is called
+    function: Callable | None  # that is called inline, where it is not torch's
     loops: tuple[Place, ...]  # over the module's own layers, outermost first
     index: tuple[int, ...]  # the pass through each of these loops
     producer: str | None  # the child module whose result is the input, if evident
     repeated: bool  # runs several times with the same weights
+    arms: list[Arms]  # it is in, each time that the walk comes to it
     takes_more: bool = False  # arguments than the input
+    variable: str | None = None  # the input, of an expression in place of a call
+
+
+@dataclass
+class Surroundings:
+    """What one module's methods need to know of the rest of the model, and tell it."""
+
+    modules: set[int]  # all modules of the model
+    # Activations that a module calls without their names: those of another that it
+    # iterates over.
+    called: set[int] = field(default_factory=set)
 
 
 class CallReader(Walker):
     """Collects the calls of some attributes and functions in one module's methods."""
 
-    def __init__(self, module: nn.Module, activations: set[str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        activations: Mapping[str, Activation],
+        surroundings: Surroundings,
+    ) -> None:
         super().__init__(module)
         self.activations = activations
+        self.surroundings = surroundings
         # Activations that are not only called, so that they cannot be split.
         self.escapes: set[str] = set()
         # Activations called for their effect on the input, with the result unused.
         self.discarded: set[str] = set()
+        # Calls that are of another activation, or of something else, in another pass.
+        self.various: set[Place] = set()
         # Inline calls that stay, as (method, function, reason), in order.
         self.left: dict[tuple[str, str, str], None] = {}
         self.base_calls: dict[BaseCall, None] = {}
         # Children used several times with the same weights, such as a head's layers
         # that run on each feature level.
         self.repeated_children: set[str] = set()
-        self.looks_up = False  # attributes by a name that is computed
+        self.looks_up = False  # attributes by a name that is computed, or all of them
+        # Activations that it takes from a list which is not an nn.ModuleList, so that
+        # replacing the attribute would not replace what is called.
+        self.listed: set[str] = set()
 
     def reset(self) -> None:
         """Reset the traversal and the calls collected on it."""
@@ -63,8 +104,10 @@ class CallReader(Walker):
 
     def entries(self) -> dict[str, list[Call]]:
         """Return the calls reached from each method that no other one leads to."""
-        only_while_built = self._builders()
-        self.escapes |= self._used_by_properties()
+        cls = type(self.module)
+        only_while_built = builders(cls)
+        # These cannot be rewritten.
+        self.escapes |= self.activations.keys() & named_outside_methods(cls)
         calls, reached = {}, {}
         for name, (owner, function) in self.methods.items():
             if name in only_while_built:
@@ -80,47 +123,20 @@ class CallReader(Walker):
         }
 
     def _is_reached(self, name: str, reached: dict, calls: dict) -> bool:
+        """Return whether another method leads to one, or would but for a condition."""
         here = (self.methods[name][0], name)
+        others = [other for other in reached if other != name]
+        if not any(here in reached[other] for other in others):
+            return any(
+                name in named_attributes(self.methods[other][1]) for other in others
+            )
         return any(
             here in reached[other]
             and calls[other]
             # Of methods that call each other the first counts.
             and not ((self.methods[other][0], other) in reached[name] and other > name)
-            for other in reached
-            if other != name
+            for other in others
         )
-
-    def _used_by_properties(self) -> set[str]:
-        """Return the activations that a property uses: it cannot be rewritten."""
-        getters = (
-            getattr(value, "fget", None)
-            for owner in readable_classes(type(self.module))
-            for value in vars(owner).values()
-        )
-        return {
-            node.attr
-            for getter in getters
-            if getter is not None
-            for node in ast.walk(syntax(getter) or ast.Pass())
-            if isinstance(node, ast.Attribute) and node.attr in self.activations
-        }
-
-    def _builders(self) -> set[str]:
-        """Return the methods that run only while the module is built."""
-        pending = [
-            vars(owner)[name]
-            for owner in readable_classes(type(self.module))
-            for name in ("__init__", "init_weights")
-            if name in vars(owner)
-        ]
-        builders = {"__init__", "init_weights"}
-        while pending:
-            for node in ast.walk(syntax(pending.pop()) or ast.Pass()):
-                name = getattr(node, "attr", None)
-                if name in self.methods and name not in (*builders, "forward"):
-                    builders.add(name)
-                    pending.append(self.methods[name][1])
-        return builders
 
     # ----------------------------------------------------------------- expressions
     def visit_Expr(self, node: ast.Expr) -> None:  # noqa: D102
@@ -137,23 +153,53 @@ class CallReader(Walker):
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: D102
         if not self.is_self(node.value):
             self.visit(node.value)
+            self._look_into(node)
         elif node.attr in self.activations:
             if isinstance(node.ctx, ast.Load):
                 self.escapes.add(node.attr)
         elif node.attr in self.module._modules:
             if self.repeated:
                 self.repeated_children.add(node.attr)
-        elif node.attr in ("children", "modules", "named_children", "_modules"):
+        elif node.attr in _LOOKUPS and node.attr not in self.methods:
             self.looks_up = True
         elif node.attr in self.methods:  # passed on, to be called for each level
             repeated, self.repeated = self.repeated, True
             self.enter(node.attr, *self.methods[node.attr], {})
             self.repeated = repeated
 
+    def visit_BinOp(self, node: ast.BinOp) -> None:  # noqa: D102
+        names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
+        known = {*self._known, *self._globals}
+        variables = {name for name in names if name not in known}
+        has_call = any(isinstance(inner, ast.Call) for inner in ast.walk(node))
+        if has_call and len(variables) == 1 and len(names) > 1:
+            variable = variables.pop()
+            found = identify_expression(
+                *(node, variable, self.module, self._self, self._globals)
+            )
+            if found is not None:
+                self._record(node, None, found, found.form, variable)
+                return
+        self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:  # noqa: D102
+        if self.is_self(node):
+            self.looks_up = True
+        elif isinstance(node.ctx, ast.Load):
+            self._use(self._known.get(node.id))
+
+    def visit_For(self, node: ast.For) -> None:  # noqa: D102
+        for value in loop_values(self.value(node.iter)) or ():
+            for item in value if isinstance(value, tuple) else (value,):
+                self._use(item)
+        super().visit_For(node)
+
     def visit_Call(self, node: ast.Call) -> None:  # noqa: D102
-        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
-            self.visit(argument)
         func = node.func
+        asks = getattr(func, "id", None) in _INQUIRIES or self._is_base_call(node)
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+            if not (asks and self.is_self(argument)):
+                self.visit(argument)
         if isinstance(func, ast.Attribute):
             self._call_attribute(node, func)
         elif self.is_self(func):
@@ -163,7 +209,7 @@ class CallReader(Walker):
             if func.id == "getattr" and node.args and self.is_self(node.args[0]):
                 attribute = self.value(node.args[1])
                 self.looks_up |= attribute is UNKNOWN
-                self.escapes |= self.activations & {attribute}
+                self.escapes |= self.activations.keys() & {attribute}
             self._call_function(node, self.value(func))
         else:
             self.visit(func)
@@ -171,28 +217,80 @@ class CallReader(Walker):
     def _call_attribute(self, node: ast.Call, func: ast.Attribute) -> None:
         if self.is_self(func.value):
             if func.attr in self.activations:
-                self._record(node, func.attr, None, {})
+                self._record(node, func.attr, self.activations[func.attr])
             elif func.attr in self.methods:
                 owner, function = self.methods[func.attr]
                 self.enter(func.attr, owner, function, self._arguments(function, node))
             else:
                 self.visit(func)
+                activation = identify(vars(self.module).get(func.attr))
+                if activation is not None:  # a function as an attribute
+                    self._leave(node, activation.reason)
         elif isinstance(func.value, ast.Call) and _is_super(func.value.func):
             base = inherited(type(self.module), self.current[0], func.attr)
+            self.looks_up |= base is None and func.attr == "forward"
             self._call_base(node, func.attr, base, by_name=False)
         else:
+            self._look_into(func)
             value = self.value(func)
             is_call_without = not (node.args or node.keywords)
             if value is UNKNOWN:
                 self.visit(func)
-                if func.attr in kinds.KIND_OF_METHOD and is_call_without:
-                    self._call_inline(node, kinds.KIND_OF_METHOD[func.attr])
-            elif node.args and self.is_self(node.args[0]):
+                if func.attr in KIND_OF_METHOD and is_call_without:
+                    self._call_inline(node, KIND_OF_METHOD[func.attr])
+            elif self._is_base_call(node):
                 classes = readable_classes(type(self.module))
                 owners = (c for c in classes if vars(c).get(func.attr) is value)
                 self._call_base(node, func.attr, next(owners, None), by_name=True)
             else:
                 self._call_function(node, value)
+
+    def _is_base_call(self, node: ast.Call) -> bool:
+        """Return whether a call is ``Base.method(self, ...)``."""
+        return (
+            isinstance(node.func, ast.Attribute)
+            and bool(node.args)
+            and self.is_self(node.args[0])
+            and isinstance(self.value(node.func.value), type)
+        )
+
+    def _look_into(self, node: ast.Attribute) -> None:
+        """Note what an attribute of another object reaches."""
+        if node.attr in _LOOKUPS:
+            other = self.value(node.value)
+            if isinstance(other, nn.Module):
+                self.surroundings.called.update(map(id, other.modules()))
+        else:
+            self._use(self._submodule(node))
+
+    def _submodule(self, node: ast.expr) -> nn.Module | None:
+        """Return the module that ``self.child.grandchild`` or a loop's variable is."""
+        if isinstance(node, ast.Name):
+            value = self._known.get(node.id)
+            return value if isinstance(value, nn.Module) else None
+        if not isinstance(node, ast.Attribute):
+            return None
+        parent = self._submodule(node.value)
+        return None if parent is None else parent._modules.get(node.attr)
+
+    def _use(self, value: Any) -> None:
+        """Note an activation that is taken by value, not by its name."""
+        if not isinstance(value, nn.Module):
+            return
+        names = [n for n in self.activations if getattr(self.module, n) is value]
+        (self.listed if self._is_listed(value) else self.escapes).update(names)
+        if not names:
+            self.surroundings.called.add(id(value))
+
+    def _is_listed(self, module: nn.Module) -> bool:
+        """Return whether a list, tuple or dict that is not a module holds a module."""
+        own = {k: v for k, v in vars(self.module).items() if k != "_modules"}
+        return any(
+            module is item
+            for value in own.values()
+            if isinstance(value, (list, tuple, dict))
+            for item in (value.values() if isinstance(value, dict) else value)
+        )
 
     def _call_base(
         self, node: ast.Call, name: str, base: type | None, by_name: bool
@@ -224,19 +322,30 @@ class CallReader(Walker):
 
     # ------------------------------------------------------------------- functions
     def _call_function(self, node: ast.Call, function: Any) -> None:
-        if isinstance(function, nn.Module):
-            return  # another module's, such as self.child.act
-        kind = kinds.kind_of(function)
-        reason = kinds.reason_to_leave(function)
-        if reason is not None:
-            self._leave(node, reason)
-        elif kind is not None:
+        if id(function) in self.surroundings.modules:
+            self._use(function)
+            self.various.add(self.place(node))
+            return
+        kind = look_up(function)
+        if kind in KINDS and not isinstance(function, nn.Module):
             self._call_inline(node, kind)
-        elif isinstance(function, FunctionType):
-            self._helper(function)
+            return
+        activation = identify(function)
+        if activation is None or activation.reason:
+            self.various.add(self.place(node))
+        if activation is None or activation.reason == UNLISTED:
+            if isinstance(function, FunctionType):
+                self._helper(function)
+        elif activation.reason:
+            self._leave(node, activation.reason)
+        elif len(node.args) + len(node.keywords) > 1:
+            self._leave(node, "it is called with further arguments")
+        elif node.args:
+            self._record(node, None, activation, function)
 
     def _call_inline(self, node: ast.Call, kind: str) -> None:
-        entry = kinds.KINDS[kind]
+        """Note a call of one of torch's functions."""
+        entry = KINDS[kind]
         arguments = dict(entry.arguments)
         given = dict(zip(arguments, node.args[1:]))
         given.update({k.arg: k.value for k in node.keywords})
@@ -251,7 +360,7 @@ class CallReader(Walker):
         if misfit:
             self._leave(node, misfit)
         else:
-            self._record(node, None, kind, entry.aglu_options(arguments))
+            self._record(node, None, Activation(kind, entry.aglu_options(arguments)))
 
     def _helper(self, function: FunctionType) -> None:
         """Note the activations that a function outside any class calls."""
@@ -261,31 +370,49 @@ class CallReader(Walker):
         for inner in ast.walk(body) if body is not None else ():
             if isinstance(inner, ast.Call):
                 called = evaluate(inner.func, {}, inspect.unwrap(function).__globals__)
-                if not isinstance(called, nn.Module) and kinds.kind_of(called):
+                activation = None if called is UNKNOWN else identify(called)
+                if activation is not None and activation.kind:
                     self.left[
                         self.current[1],
                         f"{ast.unparse(inner.func)} in {function.__name__}",
                         "it is called in a function outside any module",
                     ] = None
 
-    def _leave(self, node: ast.Call, reason: str) -> None:
-        self.left[self.current[1], ast.unparse(node.func), reason] = None
+    def _leave(self, node: ast.expr, reason: str) -> None:
+        what = ast.unparse(getattr(node, "func", node))
+        self.left[self.current[1], what, reason] = None
 
     def _record(
-        self, node: ast.Call, attribute: str | None, kind: str | None, options: dict
+        self,
+        node: ast.Call | ast.BinOp,
+        attribute: str | None,
+        activation: Activation,
+        function: Callable | None = None,
+        variable: str | None = None,
     ) -> None:
         place = self.place(node)
         call = self.calls.get((place, self.index))
         if call is not None:
             call.repeated = True
+            call.arms.append(self.arms)
+            if call.activation.category != activation.category:
+                self.various.add(place)
             return
-        called = getattr(node.args[0], "func", None) if node.args else None
+        given = [] if isinstance(node, ast.BinOp) else [*node.args, *node.keywords]
+        called = getattr(given[0], "func", None) if given else None
         is_own = isinstance(called, ast.Attribute) and self.is_self(called.value)
-        producer = called.attr if is_own else None
         self.calls[place, self.index] = Call(
-            *(place, attribute, kind, options, self.loops, self.index, producer),
+            place=place,
+            attribute=attribute,
+            activation=activation,
+            function=function,
+            loops=self.loops,
+            index=self.index,
+            producer=called.attr if is_own else None,
             repeated=self.repeated,
-            takes_more=len(node.args) + len(node.keywords) > 1,
+            arms=[self.arms],
+            takes_more=len(given) > 1,
+            variable=variable,
         )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from .dry_run import check_inputs, compare
 from .grouping import REPEATED
 from .options import FilterFn, Options
 from .planning import ModulePlan, PlannedSite, join, plan_model
@@ -24,15 +26,18 @@ def convert_activations(
     exclude: Sequence[str] = (),
     gates: bool = False,
     filter_fn: FilterFn | str | None = None,
+    example_inputs: Any = None,
 ) -> ConversionReport:
     """Replace a model's fixed activations by learnable ones, in place.
 
     Each place in the code that calls an activation gets its own scalar lambda and
     kappa, even where the model calls one module in several places or a function such as
-    ``F.relu`` inline. Calls that share weights share their activation: in a head that
-    runs on each feature level, or a module that appears twice. Activations that are
-    never called are not converted, so that no parameter goes without a gradient. The
-    keys of all weights stay as they were.
+    ``F.relu`` inline. Activations are known by their class or recognised by what they
+    compute, whoever wrote them. Calls that share weights share their activation: in a
+    head that runs on each feature level, or a module that appears twice. So do calls of
+    which only one can run in a step, such as in two branches of a condition on the
+    input; and activations that are never called are not converted, so that no parameter
+    goes without a gradient. The keys of all weights stay as they were.
 
     The calls are found in the source of the modules' methods and routed by rewriting
     it; the package's docstring traces one ReLU through this process. A library can
@@ -72,6 +77,12 @@ def convert_activations(
             called with each activation that the other options select and its path in
             the converted model; False leaves it. For a function called inline,
             ``module`` is the module that computes it.
+        example_inputs: The model's argument, a tuple of its arguments, or a dict of its
+            keyword arguments. With them, the model runs once before and once after the
+            conversion, without gradients and in the mode it is in, and what ran is
+            compared with the report: see ``ConversionReport.disagreements``. The
+            conversion is the same, and the runs leave no trace in the model's state
+            and in random states.
 
     Returns:
         The report, which is also stored as ``model.conversion_report``.
@@ -80,8 +91,8 @@ def convert_activations(
         TypeError: If ``model`` is not a module, ``activation`` is not an APA or AGLU,
             a list of names is one string, or ``filter_fn`` cannot be called.
         ValueError: If the model has been converted already, a part or pattern matches
-            nothing, a type is unknown, ``filter_fn`` names nothing, or ``init`` is not
-            a starting value.
+            nothing, a type is unknown, ``filter_fn`` names nothing, ``init`` is not a
+            starting value, or the model does not run with ``example_inputs``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
@@ -94,6 +105,8 @@ def convert_activations(
     plans = plan_model(model)
     paths = [plan.path_of(site) for plan in plans for site in plan.sites]
     options.check_names(model, paths)
+    if example_inputs is not None:
+        check_inputs(model, example_inputs)
 
     report = ConversionReport()
     fixed = fixed_in(model)
@@ -113,6 +126,8 @@ def convert_activations(
             freeze()
     report.sites = [_report_site(*each) for each in converted]
     model.conversion_report = report
+    if example_inputs is not None:
+        compare(model, report, example_inputs)
     return report
 
 
@@ -132,7 +147,10 @@ def _choose(
     for site in plan.sites:
         where = plan.path_of(site)
         name = site.attribute if site.method is None else f"{site.method}()"
-        reason = stays or fixed.get((id(module), name))
+        # An activation may be of a class that the rules know.
+        own = getattr(module, site.attribute, None) if site.method is None else None
+        keys = ((id(module), name), (id(own), ""), (id(own), "forward()"))
+        reason = stays or next(filter(None, map(fixed.get, keys)), None)
         reason = reason or options.reason_to_leave(site, module, where)
         if not reason:
             chosen.append(site)

@@ -3,8 +3,9 @@
 To add a kind:
 
 1. Add an entry to ``KINDS``, whose fields :class:`Kind` describes, and remove the
-   module and its functions from ``_NO_COUNTERPART`` or ``_UNCONVERTIBLE``. Everything
-   else follows from the entry, such as the names accepted in ``types`` and ``init``.
+   module and its functions from ``UNLIKE_AGLU``, ``_NO_COUNTERPART`` or
+   ``_UNCONVERTIBLE``. Everything else follows from the entry, such as the names
+   accepted in ``types`` and ``init``.
 2. Add the largest difference at the start to the two tests that measure it,
    ``test_how_far_the_start_is_from_what_it_replaces`` in
    ``tests/test_conversion/test_convert.py`` and ``documented`` in ``test_closeness.py``
@@ -20,6 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class Kind:
         init: AGLU's starting values, as in ``AGLU(init=...)``.
         functions: Functions that compute it, at least one; the first takes all of
             ``arguments``.
+        forms: Functions that compute nearly the same, and are recognised as this kind.
         methods: Tensor methods that compute it.
         aliases: Qualified names of other libraries' modules of this kind.
         arguments: Arguments of the module and, in this order after the input, of the
@@ -53,6 +56,7 @@ class Kind:
     module: type[nn.Module]
     init: str | dict
     functions: tuple[Callable, ...] = ()
+    forms: tuple[Callable, ...] = ()
     methods: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -96,7 +100,11 @@ KINDS: dict[str, Kind] = {
         arguments={"negative_slope": 0.01},
     ),
     "GELU": Kind(
-        nn.GELU, "gelu", (F.gelu,), aliases=("mmcv.cnn.bricks.activation.GELU",)
+        nn.GELU,
+        "gelu",
+        (F.gelu,),
+        forms=(partial(F.gelu, approximate="tanh"),),
+        aliases=("mmcv.cnn.bricks.activation.GELU",),
     ),
     "Mish": Kind(nn.Mish, {"lam": 2.2, "kappa": 1.9}, (F.mish,)),
     "Hardswish": Kind(
@@ -114,9 +122,14 @@ _HARD_GATE = (
     "a hard sigmoid reaches 0 and 1, APA only in the limit, so the gate could not "
     "start equal to it"
 )
+# Modules that are elementwise, without required arguments, and recognised when another
+# class computes the same.
+UNLIKE_AGLU: tuple[type[nn.Module], ...] = (
+    *(nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Softsign, nn.Tanh, nn.Hardtanh),
+    nn.LogSigmoid,
+)
 _NO_COUNTERPART: tuple[type[nn.Module] | Callable, ...] = (
-    *(nn.ELU, nn.CELU, nn.SELU, nn.RReLU, nn.Softplus, nn.Softsign, nn.Tanh),
-    *(nn.Hardtanh, nn.GLU, nn.Threshold, nn.LogSigmoid),
+    *(*UNLIKE_AGLU, nn.RReLU, nn.GLU, nn.Threshold),
     *(F.elu, F.elu_, F.celu, F.selu, F.rrelu, F.glu, F.hardtanh),
 )
 _UNCONVERTIBLE: dict[Any, str] = {
@@ -144,33 +157,18 @@ FUNCTION_NAMES = tuple(
 )
 
 
-def kind_of(activation: nn.Module | Callable) -> str | None:
-    """Return the kind of a module or function, ``GATE`` for a sigmoid; None if none."""
-    kind = _look_up(_KIND_OF, activation)
-    return None if kind in KINDS and _misfit(activation, kind) else kind
+def look_up(activation: nn.Module | Callable) -> str | None:
+    """Return the kind that a class or function is listed as, ``GATE`` for a sigmoid."""
+    return _look_up(_KIND_OF, activation)
 
 
-def reason_to_leave(activation: nn.Module | Callable) -> str | None:
-    """Return why an activation cannot be converted; None if it can or is not one."""
+def why_unconvertible(activation: nn.Module | Callable) -> str | None:
+    """Return why nothing can stand in for an activation, if that is known."""
     if isinstance(activation, torch.jit.ScriptModule):
         return "TorchScript has compiled it"
     if isinstance(activation, (nn.RNNBase, nn.RNNCellBase)):
         return "torch computes its activations within one operation"
-    kind = _look_up(_KIND_OF, activation)
-    if kind in KINDS:
-        return _misfit(activation, kind) or None
     return _look_up(_UNCONVERTIBLE, activation)
-
-
-def options_of(activation: nn.Module | Callable, kind: str) -> dict[str, Any]:
-    """Return AGLU's arguments, besides ``init``, in place of an activation."""
-    if kind == GATE:
-        return {}
-    return KINDS[kind].aglu_options(KINDS[kind].arguments_of(activation))
-
-
-def _misfit(activation: nn.Module | Callable, kind: str) -> str:
-    return KINDS[kind].misfit(KINDS[kind].arguments_of(activation))
 
 
 def _look_up(table: dict[Any, str], activation: nn.Module | Callable) -> str | None:

@@ -138,9 +138,9 @@ class Options:
             return APA(init="sigmoid")
         init = self.init.get(site.kind, "auto") if self._by_kind else self.init
         if init == "auto":
-            init = KINDS[site.kind].init
+            init = site.activation.start or KINDS[site.kind].init
         # The slope of a LeakyReLU is its form, not its start; a bare APA has none.
-        form = site.options if issubclass(self._type, AGLU) else {}
+        form = site.activation.options if issubclass(self._type, AGLU) else {}
         return self._type(init=init, **{**form, **self._arguments})
 
 

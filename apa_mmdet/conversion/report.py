@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+NEVER_CALLED = "never called"  # a reason
+
 _SHOWN = 3
 
 
@@ -46,10 +48,18 @@ class Left:
 
 @dataclass
 class ConversionReport:
-    """The sites of a converted model and what was left; ``str()`` gives the tables."""
+    """The sites of a converted model and what was left; ``str()`` gives the tables.
+
+    Attributes:
+        sites: What became learnable.
+        left: What was left as it was.
+        disagreements: What a forward pass with ``example_inputs`` showed to be
+            otherwise, a sentence each; None if none was asked for.
+    """
 
     sites: list[Site] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    disagreements: list[str] | None = None
 
     def __str__(self) -> str:
         frozen = sum(not site.trainable for site in self.sites)
@@ -74,6 +84,9 @@ class ConversionReport:
                 if len(paths) > _SHOWN:
                     rows.append((f"... and {len(paths) - _SHOWN} more", *reason))
             lines += ["", *aligned(rows)]
+        if self.disagreements is not None:
+            found = self.disagreements or ["agrees with this report."]
+            lines += ["", *(f"A forward pass: {sentence}" for sentence in found)]
         return "\n".join(lines)
 
 

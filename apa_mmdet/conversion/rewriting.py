@@ -11,13 +11,13 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from .source import Place, digest, methods, position, syntax
 
@@ -33,6 +33,8 @@ class SiteCall:
     # With neither, the attribute is the activation itself.
     number: str | None
     loops: tuple[Place, ...]
+    # The input, if an expression such as x * torch.sigmoid(x) is there, not a call.
+    variable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class ActivationSites(nn.ModuleDict):
             f"the module's attributes before the conversion, call one of the sites "
             f"{list(self)}, or exclude this activation from the conversion"
         )
+
+
+class FixedFunction(nn.Module):
+    """A function as a module, beside the sites of others."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function's value."""
+        return self.function(x)
 
 
 def rewrite(
@@ -220,15 +234,25 @@ class _Rewriter(ast.NodeTransformer):
             node.func = self._attribute(self.names[call.base, call.method])
             node.args = node.args[1:] if call.by_name else node.args
             return node
-        called: ast.expr = self._attribute(call.attribute)
-        counters = [self.counters[loop.position] for loop in call.loops]
-        if call.number is not None or counters:
-            called = ast.Subscript(called, _key(call.number, counters), ast.Load())
         given = node.args[:1] or [
             keyword.value for keyword in node.keywords if keyword.arg == "input"
         ]
         if not given:  # x.relu()
             given = [node.func.value]
+        return self._of_site(call, given)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        call = self.calls.get(position(node))
+        if not getattr(call, "variable", None):
+            return self.generic_visit(node)
+        self.pending.discard(position(node))
+        return self._of_site(call, [ast.Name(call.variable, ast.Load())])
+
+    def _of_site(self, call: SiteCall, given: list[ast.expr]) -> ast.Call:
+        called: ast.expr = self._attribute(call.attribute)
+        counters = [self.counters[loop.position] for loop in call.loops]
+        if call.number is not None or counters:
+            called = ast.Subscript(called, _key(call.number, counters), ast.Load())
         return ast.Call(called, given, [])
 
     def visit_For(self, node: ast.For) -> ast.For:

@@ -7,10 +7,11 @@ import builtins
 import hashlib
 import inspect
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -67,6 +68,31 @@ def syntax(function: Callable) -> ast.FunctionDef | None:
 
 
 @cache
+def lambda_syntax(function: FunctionType) -> ast.Lambda | None:
+    """Return the syntax tree of a lambda, None if it is not one or not evident."""
+    if function.__code__.co_name != "<lambda>":
+        return None
+    try:
+        text = "".join(linecache.getlines(inspect.getsourcefile(function)))
+        nodes = ast.walk(ast.parse(text))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    line = function.__code__.co_firstlineno
+    found = [n for n in nodes if isinstance(n, ast.Lambda) and n.lineno == line]
+    return found[0] if len(found) == 1 else None
+
+
+def dotted_value(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Return the value of ``name`` or ``module.name`` among ``names``, None if none."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        module = dotted_value(node.value, names)
+        return vars(module).get(node.attr) if inspect.ismodule(module) else None
+    return None
+
+
+@cache
 def readable_classes(cls: type) -> tuple[type, ...]:
     """Return the classes whose methods are read, in method resolution order."""
     return tuple(
@@ -90,6 +116,58 @@ def methods(cls: type) -> dict[str, tuple[type, FunctionType]]:
                     by_name.setdefault(name, (klass, value))
             hidden.add(name)
     return by_name
+
+
+@cache
+def named_attributes(function: Callable) -> frozenset[str]:
+    """Return the names of all attributes in the source of a function."""
+    nodes = ast.walk(syntax(function) or ast.Pass())
+    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))
+
+
+@cache
+def builders(cls: type) -> frozenset[str]:
+    """Return the methods that run only while an instance is built."""
+    pending = [
+        vars(owner)[name]
+        for owner in readable_classes(cls)
+        for name in ("__init__", "init_weights")
+        if name in vars(owner)
+    ]
+    names = {"__init__", "init_weights"}
+    while pending:
+        for name in named_attributes(pending.pop()):
+            if name in methods(cls) and name not in (*names, "forward"):
+                names.add(name)
+                pending.append(methods(cls)[name][1])
+    return frozenset(names)
+
+
+@cache
+def named_outside_methods(cls: type) -> frozenset[str]:
+    """Return the attributes that a class's other code names.
+
+    That is properties, and functions that are defined while an instance is built.
+    """
+    values = [
+        value for owner in readable_classes(cls) for value in vars(owner).values()
+    ]
+    getters = [getattr(v, "fget", None) or getattr(v, "func", None) for v in values]
+    built = [
+        vars(owner)[name]
+        for owner in readable_classes(cls)
+        for name in builders(cls) & vars(owner).keys()
+    ]
+    inner = (
+        node
+        for function in filter(None, map(syntax, built))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not function
+    )
+    nodes = (node for part in inner for node in ast.walk(part))
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute)).union(
+        *(named_attributes(getter) for getter in getters if callable(getter))
+    )
 
 
 def inherited(cls: type, after: type, name: str) -> type | None:

@@ -16,7 +16,7 @@ _FUNCTIONS: dict[str, Callable] = {
     for function in (all, any, bool, enumerate, getattr, hasattr, int, isinstance, len)
     + (list, max, min, range, reversed, sorted, tuple, zip)
 }
-_VIEWS = ("items", "keys", "values")
+_VIEWS = ("items", "keys", "values", "children", "named_children")
 # Attributes that change from one call to the next.
 _CHANGING = ("training", "requires_grad")
 _LONGEST_LOOP = 1000

@@ -1,6 +1,7 @@
 """Class frequencies, the data files of configs, and the mini-LVIS generator."""
 
 from .class_frequency import class_frequency
-from .data_files import check_files, set_data_root
+from .data_files import check_files
+from .data_root import set_data_root
 
 __all__ = ["check_files", "class_frequency", "set_data_root"]

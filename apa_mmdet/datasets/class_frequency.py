@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-
-def _leaves(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield the data sets inside any nesting of wrappers."""
-    if hasattr(dataset, "datasets"):  # ConcatDataset
-        for inner in dataset.datasets:
-            yield from _leaves(inner)
-    elif hasattr(dataset, "dataset"):  # ClassBalanced, Repeat, MultiImageMix, ...
-        yield from _leaves(dataset.dataset)
-    else:
-        yield dataset
+from .labels import check_labels, class_names, leaves
 
 
 def class_frequency(dataset: Dataset) -> Tensor:
     """Return the share of annotated images that show each class.
 
-    The annotations that the data set has in memory are read once; no file is opened.
+    The annotations that the data set has in memory are read once; of its files only
+    the categories are, to check that labels mean what ``metainfo['classes']`` says.
     Wrappers that repeat or oversample images do not change the result.
 
     Args:
@@ -35,28 +25,28 @@ def class_frequency(dataset: Dataset) -> Tensor:
 
     Raises:
         TypeError: If a data set has no ``get_cat_ids`` or no ``metainfo['classes']``.
-        ValueError: If the data sets have different classes, or nothing is annotated.
+        ValueError: If labels do not mean what ``metainfo['classes']`` says
+            (:func:`~.labels.check_labels`), or nothing is annotated.
     """
-    classes, counts, num_annotated = None, None, 0
-    for leaf in _leaves(dataset):
-        names = getattr(leaf, "metainfo", {}).get("classes")
+    for leaf in leaves(dataset):
+        names = class_names(getattr(leaf, "metainfo", {}))
         if names is None or not hasattr(leaf, "get_cat_ids"):
             raise TypeError(
                 f"cannot read class frequencies from {type(leaf).__name__}: expected "
                 f"an mmdet data set with metainfo['classes'] and get_cat_ids(idx)"
             )
-        if classes is None:
-            classes = tuple(names)
-            counts = torch.zeros(len(classes), dtype=torch.int64)
-        elif classes != tuple(names):
-            raise ValueError(
-                f"the concatenated data sets have different classes ({len(classes)} "
-                f"and {len(names)} names); give them the same metainfo"
-            )
-        if hasattr(leaf, "full_init"):
-            leaf.full_init()
+    check_labels(dataset)
+    counts, num_annotated = torch.zeros(len(names), dtype=torch.int64), 0
+    for leaf in leaves(dataset):
         for index in range(len(leaf)):
             shown = sorted(set(leaf.get_cat_ids(index)))
+            if shown and not 0 <= shown[0] <= shown[-1] < len(names):
+                raise ValueError(
+                    f"image {index + 1} of {type(leaf).__name__} has labels "
+                    f"{shown[0]} to {shown[-1]}, but metainfo['classes'] has "
+                    f"{len(names)} names, labels 0 to {len(names) - 1}; name every "
+                    "class that the data set labels, in the order of the labels"
+                )
             counts[shown] += 1
             num_annotated += bool(shown)
     if not num_annotated:

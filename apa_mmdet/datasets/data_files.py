@@ -1,4 +1,4 @@
-"""The data files that a config names: moving their root, checking that they exist."""
+"""Checking that the data files that a config names exist."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os.path as osp
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from ..requirements import PACKAGE_SCHEME, package_file
+from .training_masks import check_training_masks
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -21,44 +24,17 @@ _LAYOUT = """expected layout, according to the config's data set:
   {root}
     {ann_file}
     {images}, with the images that the annotations name"""
-_IMAGE_KEYS = (b'"coco_url"', b'"file_name"')
-_COCO_URL = "http://images.cocodataset.org/"
-
-
-def set_data_root(cfg: Config, root: str) -> None:
-    """Point a config's data sets and evaluators at another folder.
-
-    Every string of the config that begins with its ``data_root`` is changed, in place.
-    MMEngine's own ``--cfg-options data_root=...`` changes only the top-level variable.
-
-    Raises:
-        KeyError: If the config has no ``data_root``.
-    """
-    if "data_root" not in cfg:
-        raise KeyError(
-            "the config has no data_root to replace; set the data_root of its data sets"
-        )
-    old, new = cfg.data_root, osp.join(root, "")
-
-    def move(value):
-        if isinstance(value, dict):
-            for key in value:
-                value[key] = move(value[key])
-        elif isinstance(value, (list, tuple)):
-            value = type(value)(move(item) for item in value)
-        elif isinstance(value, str) and value.startswith(old):
-            value = new + value[len(old) :]
-        return value
-
-    move(cfg._cfg_dict)
+_COCO_URL_KEY, _FILE_NAME_KEY = b'"coco_url"', b'"file_name"'
+COCO_URL = "http://images.cocodataset.org/"
 
 
 def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     """Check that a config's annotations, images and pretrained weights exist.
 
     Of each data set two images are checked, the first and the last in its annotation
-    file, which is searched without parsing it. Remote files, and data sets without a
-    JSON file, are left to mmdet.
+    file, which is searched without parsing it; but to train with masks, the file is
+    read and every mask checked. Remote files, and data sets without a JSON file, are
+    left to mmdet.
 
     Args:
         cfg: The config, with command-line options merged.
@@ -68,18 +44,25 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     Raises:
         FileNotFoundError: If something is missing. The message has the path, the
             expected layout of the folder, and the option that points elsewhere.
+        ValueError: If an annotation file is not one that its data set can read, or
+            masks are trained and annotations have no usable one.
     """
     for split in splits:
-        for dataset in _dicts(cfg.get(f"{split}_dataloader")):
+        loader = f"{split}_dataloader"
+        for path, dataset in named_dicts(cfg.get(loader), loader):
             if str(dataset.get("ann_file")).endswith(".json"):
-                _check_dataset(dataset, split)
+                _check_dataset(dataset, split, path)
+                if split == "train" and _trains_masks(cfg):
+                    _check_masks(dataset)
     if "train" not in splits or cfg.get("load_from"):
         return
     for init in _dicts(cfg.model):
         path = init.get("checkpoint")
-        if init.get("type") != "Pretrained" or not path or _is_remote(path):
+        if init.get("type") != "Pretrained" or not path:
             continue
-        if not osp.isfile(osp.expanduser(path)):
+        if path.startswith(PACKAGE_SCHEME):
+            package_file(path)
+        elif not _is_remote(path) and not osp.isfile(osp.expanduser(path)):
             raise FileNotFoundError(
                 f"not found: {osp.abspath(path)}, the pretrained weights\n"
                 f"Weights of the published SE-ResNet backbones come from the authors, "
@@ -91,16 +74,28 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
 
 def _dicts(node: object) -> Iterator[dict]:
     """Yield all dicts of a part of a config, from the outermost inwards."""
+    return (inner for _, inner in named_dicts(node, ""))
+
+
+def named_dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
+    """Yield all dicts of a part of a config with their names in ``--cfg-options``.
+
+    Args:
+        node: The part.
+        path: Its own name.
+    """
     if isinstance(node, dict):
-        yield node
-        node = node.values()
-    elif not isinstance(node, (list, tuple)):
+        yield path, node
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    else:
         return
-    for inner in node:
-        yield from _dicts(inner)
+    for key, inner in items:
+        yield from named_dicts(inner, f"{path}.{key}")
 
 
-def _check_dataset(dataset: dict, split: str) -> None:
+def _check_dataset(dataset: dict, split: str, path: str) -> None:
     root = dataset.get("data_root") or ""
     if _is_remote(root) or _is_remote(dataset["ann_file"]):
         return
@@ -108,10 +103,30 @@ def _check_dataset(dataset: dict, split: str) -> None:
     if not osp.isfile(ann_file):
         raise _missing(f"the {split} annotations", ann_file, dataset)
     folder = osp.join(root, _image_folder(dataset))
-    for name in _first_and_last_image(ann_file, _is_lvis(dataset)):
-        path = osp.join(folder, name)
-        if not osp.isfile(path):
-            raise _missing(f"a {split} image named in {ann_file}", path, dataset)
+    names = _first_and_last_image(ann_file, _image_keys(dataset))
+    if not names and _first_and_last_image(ann_file, [_FILE_NAME_KEY]):
+        raise ValueError(
+            f"{ann_file}: its images have file_name and no coco_url, which "
+            f"LVISV1Dataset needs; set type='LVISFormatDataset', which reads both, and "
+            f"metainfo=dict(classes=...) in {path}, for the type also by --cfg-options "
+            f"{path}.type=LVISFormatDataset (docs/your_data.md)"
+        )
+    for name in names:
+        image = osp.join(folder, name)
+        if not osp.isfile(image):
+            raise _missing(f"a {split} image named in {ann_file}", image, dataset)
+
+
+def _trains_masks(cfg: Config) -> bool:
+    return any(node.get("with_mask") for node in _dicts(cfg.train_dataloader))
+
+
+def _check_masks(dataset: dict) -> None:
+    ann_file = osp.join(dataset.get("data_root") or "", dataset["ann_file"])
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if not _is_remote(ann_file):
+        # Text is the name of a file of classes.
+        check_training_masks(ann_file, None if isinstance(classes, str) else classes)
 
 
 def _image_folder(dataset: dict) -> str:
@@ -119,16 +134,25 @@ def _image_folder(dataset: dict) -> str:
 
 
 def _is_lvis(dataset: dict) -> bool:
-    return "LVIS" in str(dataset.get("type"))  # a name, or a class in lazy configs
+    """Return whether a data set is mmdet's for LVIS itself."""
+    # The type is a name, or a class in lazy configs.
+    return bool(re.search("LVIS(V1|V05)?Dataset", str(dataset.get("type"))))
+
+
+def _image_keys(dataset: dict) -> list[bytes]:
+    """Return where a data set reads the path of an image, the first choice first."""
+    if "LVISV1Dataset" in str(dataset.get("type")):
+        return [_COCO_URL_KEY]
+    keys = [_FILE_NAME_KEY, _COCO_URL_KEY]
+    return keys[::-1] if _is_lvis(dataset) else keys
 
 
 def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _first_and_last_image(ann_file: str, is_lvis: bool) -> list[str]:
-    """Return the first and the last image name of an annotation file."""
-    keys = _IMAGE_KEYS if is_lvis else _IMAGE_KEYS[::-1]
+def _first_and_last_image(ann_file: str, keys: Iterable[bytes]) -> list[str]:
+    """Return the first and the last image name under the first key that occurs."""
     if not osp.getsize(ann_file):  # mmdet has a better error
         return []
     with (
@@ -144,7 +168,7 @@ def _first_and_last_image(ann_file: str, is_lvis: bool) -> list[str]:
 
 def _name_at(text: mmap.mmap, start: int) -> str:
     match = re.match(rb'"\w+"\s*:\s*"([^"]*)"', text[start : start + 4096])
-    return match.group(1).decode().replace(_COCO_URL, "") if match else ""
+    return match.group(1).decode().replace(COCO_URL, "") if match else ""
 
 
 def _missing(what: str, path: str, dataset: dict) -> FileNotFoundError:

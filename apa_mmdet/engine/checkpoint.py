@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 
+from ..requirements import PACKAGE_SCHEME, package_file
+
 
 def read_checkpoint(
     path: str, map_location: Any = "cpu", weights_only: bool | None = True
@@ -49,9 +51,18 @@ def read_checkpoint(
 
 
 def register_loader() -> None:
-    """Make MMEngine read local files with :func:`read_checkpoint`."""
+    """Make MMEngine read local files with :func:`read_checkpoint`.
+
+    ``package://NAME/PATH`` is a local file, in an installed package.
+    """
 
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         return read_checkpoint(osp.expanduser(filename), map_location, None)
 
+    def load_from_package(filename: str, map_location: Any = None) -> Any:
+        return load_from_local(package_file(filename), map_location)
+
     CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        prefixes=PACKAGE_SCHEME, loader=load_from_package, force=True
+    )

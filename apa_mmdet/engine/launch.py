@@ -1,12 +1,14 @@
-"""What tools/train.py and tools/test.py share: options, config, runner."""
+"""What tools/train.py and tools/test.py share: options, config, runner, errors."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dis
 import os
 import os.path as osp
-from collections.abc import Iterable
-from pickle import UnpicklingError
+import sys
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -16,8 +18,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import check_files, set_data_root
-from ..models.published_checkpoints import weights_of
-from .checkpoint import read_checkpoint
+from .setup_check_hook import SetupCheckHook
+from .weights import is_backbone, load_weights
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +44,46 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
 
 
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End the program with exit code 2 if this package finds fault with its input.
+
+    Such an error says what is wrong and what to do, and is printed without a traceback.
+    All other errors pass: those raised elsewhere, and those of a faulty operation.
+    """
+    try:
+        yield
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        if not _is_raised_here(error):
+            raise
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Return whether a ``raise`` in this package or in the program raised it."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
+    is_raise = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return is_raise and module.split(".")[0] in ("__main__", "apa_mmdet")
+
+
 def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     """Return the config with the options merged, after checking that its files exist.
 
     Args:
         args: Arguments from a parser with :func:`add_common_arguments`.
-        splits: Data sets whose files must exist; without them it raises SystemExit.
+        splits: Data sets whose files must exist.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If an option or a file is unusable.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not osp.isfile(args.config):
-        raise SystemExit(f"no such config file: {args.config}")
+        raise FileNotFoundError(f"no such config file: {args.config}")
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     options = dict(args.cfg_options or {})
@@ -62,42 +94,24 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
     if "train" in splits:
         prepare_load_from(cfg)
-    try:
-        check_files(cfg, splits)
-    except FileNotFoundError as error:
-        raise SystemExit(f"error: {error}") from None
+    check_files(cfg, splits)
     return cfg
-
-
-def is_backbone_checkpoint(path: str) -> bool:
-    """Return whether a checkpoint contains only a backbone or a classifier.
-
-    MMEngine finds none of a detector's keys in such a file and continues with random
-    weights. Raises SystemExit if the file cannot be read or contains no weights.
-    """
-    try:
-        weights, _ = weights_of(read_checkpoint(path, weights_only=None))
-    except (OSError, RuntimeError, UnpicklingError) as error:
-        raise SystemExit(f"error: checkpoint {error}") from None
-    except ValueError as error:
-        raise SystemExit(f"error: checkpoint {path}: {error}") from None
-    return any(key.startswith("layer1.") for key in weights)
 
 
 def prepare_load_from(cfg: Config) -> None:
     """Check ``load_from`` before the data is read; a backbone becomes an ``init_cfg``.
 
-    Raises SystemExit if the file is not a checkpoint, or the config cannot use it.
+    Raises a ValueError if the file is not a checkpoint, or the config cannot use it.
     """
     path = cfg.get("load_from")
     if not path or "://" in path:
         return
     path = osp.expanduser(path)
-    if not is_backbone_checkpoint(path):
+    if not is_backbone(load_weights(path)):
         return
     if cfg.get("resume") or "backbone" not in cfg.model:
-        raise SystemExit(
-            f"error: load_from={path!r} contains only a backbone, expected a detector; "
+        raise ValueError(
+            f"load_from={path!r} contains only a backbone, expected a detector; "
             f"set init_cfg=dict(type='Pretrained', checkpoint={path!r}) in the config "
             f"of the backbone, and do not resume"
         )
@@ -107,7 +121,10 @@ def prepare_load_from(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Return the config's runner; without a GPU, several processes use gloo."""
+    """Return the config's runner, which checks its set-up before it runs.
+
+    Without a GPU, several processes use gloo.
+    """
     setup_cache_size_limit_of_dynamo()
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         # What MMEngine's launcher does only for GPUs.
@@ -116,4 +133,7 @@ def build_runner(cfg: Config) -> Runner:
         ddp = dict(type="MMDistributedDataParallel", device_ids=None)
         ddp["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
         cfg.setdefault("model_wrapper_cfg", dict(ddp, broadcast_buffers=False))
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, SetupCheckHook) for hook in runner.hooks):
+        runner.register_hook(SetupCheckHook())
+    return runner

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os.path as osp
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,15 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 
-from .core.evaluate import LVISResult, evaluate
+from ..datasets.labels import class_names
+from .core.classes import select_classes
 from .core.ground_truth import GroundTruth
-from .core.params import check_iou_thrs
-from .core.proposals import proposal_recall, proposal_recall_fast
-from .core.selection import select_judged, top_per_class, top_per_group
+from .figures import FigureComputer
 from .files.annotations import load_ground_truth
 from .files.results import write_results
-from .report import class_table, summary_table, write_class_csv
 from .store.disk import ShardReader, ShardWriter
 from .store.packing import PredictionPacker
 from .store.ranks import RankCoordinator
-
-_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
-_AP_ITEMS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 @METRICS.register_module()
@@ -54,7 +48,8 @@ class LVISFastMetric(BaseMetric):
         metric_items: Figures to return, such as ``['AP', 'APr', 'AR@300']``; None for
             all AP and, of proposals, all AR.
         format_only: Whether to only write the results files, to be evaluated by
-            ``tools/analysis_tools/eval_lvis.py`` or a test server.
+            ``tools/analysis_tools/eval_lvis.py`` or a test server. ``ann_file`` may
+            then be the image file of a test set, which has no annotations.
         outfile_prefix: Where to write results files in LVIS's format:
             ``<outfile_prefix>.bbox.json`` and, if ``metric`` includes ``'segm'``,
             ``.segm.json``. None to write none.
@@ -107,18 +102,22 @@ class LVISFastMetric(BaseMetric):
         num_workers: int | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        self.metrics = [metric] if isinstance(metric, str) else list(metric)
-        self.classwise = classwise
-        self.proposal_nums = [int(number) for number in proposal_nums]
-        self.iou_thrs = check_iou_thrs(iou_thrs)
-        self.metric_items = metric_items
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
-        self.max_dets = max_dets
         self.img_ids = img_ids
-        self.fixed_ap = fixed_ap
-        self.max_dets_per_class = max_dets_per_class
-        self.num_workers = num_workers
+        self._figures = FigureComputer(
+            metric=metric,
+            classwise=classwise,
+            proposal_nums=proposal_nums,
+            iou_thrs=iou_thrs,
+            metric_items=metric_items,
+            outfile_prefix=outfile_prefix,
+            max_dets=max_dets,
+            fixed_ap=fixed_ap,
+            max_dets_per_class=max_dets_per_class,
+            num_workers=num_workers,
+        )
+        self.metrics = self._figures.metrics
         if file_client_args is not None:
             raise RuntimeError("file_client_args is deprecated; use backend_args")
         if ann_file is None:
@@ -127,51 +126,78 @@ class LVISFastMetric(BaseMetric):
                 "which classes an image is known not to show and how frequent a class "
                 "is; set val_evaluator.ann_file to .../lvis_v1_val.json"
             )
-        self._check_arguments()
-        self._ranks = RankCoordinator(collect_dir, timeout)
-        self._writer: ShardWriter | None = None
-        has_segm = "segm" in self.metrics
-        # Only the first process computes.
-        with_masks = has_segm and not format_only and is_main_process()
-        with get_local_path(ann_file, backend_args=backend_args) as path:
-            self._truth = load_ground_truth(path, with_masks)
-        if img_ids is not None and not isinstance(img_ids, str):
-            self._truth.subset(img_ids)  # an unknown id raises before predicting
-        writes_files = outfile_prefix is not None
-        has_proposals = any(name.startswith("proposal") for name in self.metrics)
-        self._packer = PredictionPacker(
-            self._truth,
-            max_dets,
-            keep_all=writes_files or fixed_ap or has_proposals,
-            with_masks=has_segm,
-            all_masks=writes_files,
-        )
-
-    def _check_arguments(self) -> None:
-        for metric in self.metrics:
-            if metric not in _METRICS:
-                raise KeyError(f"metric={metric!r}: expected {', '.join(_METRICS)}")
-        if self.format_only and self.outfile_prefix is None:
+        if format_only and outfile_prefix is None:
             raise ValueError(
                 "format_only=True needs outfile_prefix, where to write the results, "
                 "such as work_dirs/results"
             )
-        for name in ("max_dets", "max_dets_per_class", "proposal_nums"):
-            value = getattr(self, name)
-            if not np.size(value) or np.min(value) < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        if isinstance(self.img_ids, str) and self.img_ids != "predicted":
+        if isinstance(img_ids, str) and img_ids != "predicted":
             raise ValueError(
-                f"img_ids={self.img_ids!r}: expected a list of image ids, 'predicted' "
-                "or None"
+                f"img_ids={img_ids!r}: expected a list of image ids, 'predicted' or "
+                "None"
             )
-        known = {*_AP_ITEMS, *(f"Fixed{item}" for item in _AP_ITEMS)}
-        for number in {self.max_dets, *self.proposal_nums}:
-            known |= {f"AR{letter}@{number}" for letter in ("", "s", "m", "l")}
-        unknown = [item for item in self.metric_items or () if item not in known]
-        if unknown:
-            raise ValueError(
-                f"metric_items has {unknown}; expected some of {sorted(known)}"
+        self._ranks = RankCoordinator(collect_dir, timeout)
+        self._writer: ShardWriter | None = None
+        # Only the first process computes.
+        with_masks = "segm" in self.metrics and not format_only and is_main_process()
+        self._ann_file = ann_file
+        with get_local_path(ann_file, backend_args=backend_args) as path:
+            self._whole_truth = load_ground_truth(
+                path, with_masks, is_annotated=not format_only
+            )
+        if img_ids is not None and not isinstance(img_ids, str):
+            self._whole_truth.subset(img_ids)  # an unknown id raises before predicting
+        self._use(self._whole_truth)
+
+    def _use(self, truth: GroundTruth) -> None:
+        """Evaluate with these annotations."""
+        self._truth = truth
+        writes_files = self.outfile_prefix is not None
+        has_proposals = any(name.startswith("proposal") for name in self.metrics)
+        self._packer = PredictionPacker(
+            truth,
+            self._figures.max_dets,
+            keep_all=writes_files or self._figures.fixed_ap or has_proposals,
+            with_masks="segm" in self.metrics,
+            all_masks=writes_files,
+        )
+
+    @property
+    def dataset_meta(self) -> dict | None:
+        """The data set's ``metainfo``; its ``classes`` name the labels.
+
+        MMEngine sets it when it builds the loop, before the model predicts anything.
+        Labels are then those classes, found in the annotation file by name; only they
+        are evaluated. Without it, labels follow the order of the annotation file.
+
+        Raises:
+            ValueError: If a class is not in the annotation file, or not only once.
+        """
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, dataset_meta: dict | None) -> None:
+        self._dataset_meta = dataset_meta
+        whole, names = self._whole_truth, class_names(dataset_meta)
+        if names is None:
+            self._use(whole)
+            return
+        self._use(select_classes(whole, names, self._ann_file))
+        logger = MMLogger.get_current_instance()
+        if self._truth.num_classes < whole.num_classes:
+            logger.info(
+                f"{self._ann_file}: {self._truth.num_classes:,} of "
+                f"{whole.num_classes:,} categories are evaluated, those in the data "
+                "set's metainfo['classes']"
+            )
+        evaluated = self._truth.names_of_labels
+        if [name for name in whole.names_of_labels if name in evaluated] != evaluated:
+            logger.warning(
+                f"{self._ann_file}: its categories are in another order than the data "
+                "set's metainfo['classes']. Labels are evaluated by name: label 0 is "
+                f"{names[0]!r}. MMDetection numbers them in the order of the file, so "
+                "if the model was trained on a file in this one's order, put "
+                "metainfo['classes'] in that order too"
             )
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -219,7 +245,6 @@ class LVISFastMetric(BaseMetric):
             results: Their folders.
             max_repeats: How many repeated predictions of an image to drop.
         """
-        logger = MMLogger.get_current_instance()
         truth = self._truth
         reader = ShardReader(results, truth)
         times = reader.times_predicted()
@@ -233,18 +258,31 @@ class LVISFastMetric(BaseMetric):
             for kind in ("bbox", "segm") if "segm" in self.metrics else ("bbox",):
                 path = f"{self.outfile_prefix}.{kind}.json"
                 write_results(path, truth, reader.detections(kind))
-                logger.info(f"results written: {path}")
+                MMLogger.get_current_instance().info(
+                    f"results of {(times > 0).sum():,} of {len(times):,} images "
+                    f"written: {path}"
+                )
+        self._report_images_without_detections(reader, times > 0)
         if self.format_only:
             return {}
-        subset = self._images_to_evaluate(times > 0)
-        figures: dict[str, float] = {}
-        for metric in self.metrics:
-            logger.info(f"Evaluating {metric}...")
-            if metric.startswith("proposal"):
-                figures |= self._proposal_recall(metric, reader, subset)
-            else:
-                figures |= self._average_precision(metric, reader, subset)
-        return figures
+        return self._figures.compute(reader, self._images_to_evaluate(times > 0))
+
+    def _report_images_without_detections(
+        self, reader: ShardReader, is_predicted: np.ndarray
+    ) -> None:
+        total, empty = is_predicted.sum(), reader.num_without_detections()
+        logger = MMLogger.get_current_instance()
+        if 0 < empty == total:
+            logger.warning(
+                f"none of the {total:,} predicted images has a detection with a finite "
+                "score. If the loss became nan, the weights did too; otherwise lower "
+                "score_thr in model.test_cfg"
+            )
+        elif empty:
+            logger.info(
+                f"{empty:,} of the {total:,} predicted images have no detection with a "
+                "finite score"
+            )
 
     def _images_to_evaluate(self, is_predicted: np.ndarray) -> GroundTruth:
         """Return the annotations of the images that ``img_ids`` chooses."""
@@ -260,71 +298,3 @@ class LVISFastMetric(BaseMetric):
                 "set val_evaluator.img_ids='predicted' (test_evaluator for testing)"
             )
         return truth
-
-    def _average_precision(
-        self, metric: str, reader: ShardReader, truth: GroundTruth
-    ) -> dict[str, float]:
-        options = dict(
-            iou_type=metric, iou_thrs=self.iou_thrs, num_workers=self.num_workers
-        )
-        limit, class_limit = self.max_dets, self.max_dets_per_class
-        dets = reader.select(metric, truth, lambda d: select_judged(truth, d, limit))
-        result = evaluate(truth, dets, max_dets=limit, **options)
-        del dets  # free it before Fixed AP loads more
-        summary = result.summary()
-        figures = self._pick(f"{metric}_", summary, _AP_ITEMS)
-        if self.classwise:
-            self._report_classes(metric, result)
-            start = f"{metric}_" if {"bbox", "segm"} <= {*self.metrics} else ""
-            class_ap = zip(truth.class_names, result.class_ap().tolist())
-            figures |= {f"{start}{name}_precision": ap for name, ap in class_ap}
-        _log_table("in per cent", metric, summary)
-        if self.fixed_ap:
-            dets = reader.select(metric, truth, lambda d: top_per_class(d, class_limit))
-            result = evaluate(truth, dets, max_dets_per_class=class_limit, **options)
-            summary = result.summary()
-            figures |= self._pick(f"{metric}_", summary, summary)
-            limits = f"no limit for an image, {class_limit:,} detections of each class"
-            _log_table(f"Fixed AP ({limits}), in per cent", metric, summary)
-        return figures
-
-    def _proposal_recall(
-        self, metric: str, reader: ShardReader, truth: GroundTruth
-    ) -> dict[str, float]:
-        limit = max(self.proposal_nums)
-        dets = reader.select(
-            "bbox", truth, lambda d: top_per_group(d.image_index, d.scores, limit)
-        )
-        inputs = truth, dets, self.proposal_nums, self.iou_thrs
-        if metric == "proposal":
-            recalls = proposal_recall(*inputs, num_workers=self.num_workers)
-        else:
-            recalls = proposal_recall_fast(*inputs)
-        _log_table("in per cent", metric, recalls)
-        return self._pick("", recalls, recalls)
-
-    def _pick(
-        self, start: str, figures: dict[str, float], default: Iterable[str]
-    ) -> dict[str, float]:
-        """Return the figures that were asked for, their names with a new start."""
-        items = default if self.metric_items is None else self.metric_items
-        return {f"{start}{n}": v for n, v in figures.items() if n in items}
-
-    def _report_classes(self, metric: str, result: LVISResult) -> None:
-        logger = MMLogger.get_current_instance()
-        logger.info(f"{metric} AP of each class, in per cent\n{class_table(result)}")
-        log_file = getattr(logger, "log_file", None)
-        if self.outfile_prefix is not None:
-            path = f"{self.outfile_prefix}.{metric}.classwise.csv"
-        elif log_file:
-            path = osp.join(osp.dirname(log_file), f"{metric}.classwise.csv")
-        else:
-            logger.info("to have these as CSV, set outfile_prefix")
-            return
-        write_class_csv(path, {metric: result})
-        logger.info(f"AP of each class written: {path}")
-
-
-def _log_table(title: str, metric: str, figures: dict[str, float]) -> None:
-    table = summary_table({metric: figures})
-    MMLogger.get_current_instance().info(f"{title}\n{table}")

@@ -47,11 +47,10 @@ def difference_table(
     lines = [f"{'':6}{'A':>8}{'B':>8}{'B - A':>9}{interval:>20}{'B > A':>8}"]
     for name, each in differences.items():
         bounds = f"{100 * each.low:+.2f} .. {100 * each.high:+.2f}"
-        is_significant = each.low > 0 or each.high < 0
         lines.append(
             f"{name:6}{_percent(each.first):>8}{_percent(each.second):>8}"
             f"{100 * each.value:+9.2f}{bounds:>20}{each.share_above:8.0%}"
-            f"  {'' if is_significant else 'could be chance'}".rstrip()
+            f"  {'' if each.excludes_zero else 'could be chance'}".rstrip()
         )
     return "\n".join(lines)
 

@@ -1,11 +1,14 @@
 """Backbones, losses and heads, registered for MMDetection's configs."""
 
 from .apa_detector import APADetector
-from .backbones import APAResNet, APAResNeXt
+from .backbones import APAResNet, APAResNeXt, EfficientNetLite
+from .calibration import FRACAL, NORCAL, LogitAdjustment
 from .losses import APALoss, EQLV2BoxLoss
 from .roi_heads import APABBoxHead, CosineConv2d, WrappedCauchyLinear
 
 __all__ = [
+    "FRACAL",
+    "NORCAL",
     "APABBoxHead",
     "APADetector",
     "APALoss",
@@ -13,5 +16,7 @@ __all__ = [
     "APAResNet",
     "CosineConv2d",
     "EQLV2BoxLoss",
+    "LogitAdjustment",
+    "EfficientNetLite",
     "WrappedCauchyLinear",
 ]

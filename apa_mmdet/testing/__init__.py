@@ -21,5 +21,6 @@ With MMDetection:
 - :mod:`.training_step`: repeatable steps of whole detectors, for benchmarks;
 - :mod:`.families`: one config of each detector family in MMDetection;
 - :mod:`.coverage` and :mod:`.wiring`: whether a conversion is complete and trains;
+- :mod:`.ablation`: variations of a config, trained with several seeds and compared;
 - :mod:`.closeness`: how close a converted detector starts to the unconverted one.
 """

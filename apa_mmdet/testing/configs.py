@@ -1,7 +1,8 @@
-"""Configs of detectors: reading them, removing checkpoints, making a ReLU twin."""
+"""Configs of detectors: reading and changing them, making a ReLU twin."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os.path as osp
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from mmengine.utils import get_installed_path
 from ..conversion import convert_activations
 
 CONVERSION_OPTIONS = tuple(inspect.signature(convert_activations).parameters)[1:]
+# The settings of a box head that make its classifier.
+_CLASSIFIER = ("type", "prior", "loss_cls", "init_cfg", "cls_predictor_cfg")
 
 
 def read_config(path: str, options: Mapping | None = None) -> Config:
@@ -88,3 +91,47 @@ def make_relu_twin(model: dict) -> None:
             cfg["gate_cfg"] = dict(type="Sigmoid")
         elif kind in ("APAResNet", "APAResNeXt"):
             cfg.setdefault("act_cfg", dict(type="ReLU"))
+
+
+def set_classifier(model: dict, source: dict) -> None:
+    """Give a model's box head the classifier of another model's, in place.
+
+    The number of classes stays, and so do, where both have them, ``prior`` and
+    ``rare_threshold``: they depend on the data set.
+
+    Raises:
+        ValueError: If either model does not have exactly one box head.
+    """
+    heads = [cfg.get("roi_head", {}).get("bbox_head") for cfg in (model, source)]
+    if not all(isinstance(head, dict) for head in heads):
+        raise ValueError("expected a model.roi_head with one bbox_head")
+    ours, other = heads
+    kept = {key: ours.pop(key) for key in _CLASSIFIER if key in ours}
+    ours.update({key: copy.deepcopy(other[key]) for key in _CLASSIFIER if key in other})
+    if kept.get("prior") is not None and other.get("prior") is not None:
+        ours["prior"] = kept["prior"]
+    loss = ours["loss_cls"]
+    if "num_classes" in loss:
+        loss["num_classes"] = ours["num_classes"]
+    if "rare_threshold" in loss:
+        loss["rare_threshold"] = kept["loss_cls"].get("rare_threshold")
+
+
+def set_epochs(cfg: Config, epochs: int) -> None:
+    """Rescale an epoch-based schedule to a number of epochs, in place.
+
+    Raises:
+        ValueError: If the config counts iterations.
+    """
+    before = cfg.train_cfg.get("max_epochs")
+    if before is None:
+        raise ValueError("its train_cfg has no max_epochs to change")
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get("by_epoch", True):
+            for key in {"begin", "end", "T_max"} & scheduler.keys():
+                scheduler[key] = round(scheduler[key] * epochs / before)
+            if "milestones" in scheduler:
+                scheduler.milestones = [
+                    max(round(at * epochs / before), 1) for at in scheduler.milestones
+                ]
+    cfg.train_cfg.max_epochs = epochs

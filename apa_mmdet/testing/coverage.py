@@ -19,11 +19,12 @@ from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
 from ..conversion import ConversionReport
+from ..conversion.dry_run import UnlistedActivations
 from .configs import dicts, read_config, remove_checkpoints
 from .families import GPU_ONLY, IMAGE_SIZES, PACKAGES, SEMANTIC_STRIDES
 from .images import training_batch
 from .models import fill_zero_weights, fitting_statistics, quiet_mmdet
-from .wiring import UnlistedActivations, original_activations
+from .wiring import original_activations
 
 _REGIONS = 32  # proposals for the losses of RoI heads and RPNs
 _LEARNED = ("lambda_param", "kappa_param")

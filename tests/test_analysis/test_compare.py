@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-stats = pytest.importorskip("scipy.stats")
-
-from apa_mmdet.analysis.compare import (  # noqa: E402
+from apa_mmdet.analysis.compare import (
     best_of,
     describe_histogram,
     describe_values,
 )
-from apa_mmdet.analysis.statistics import Histogram  # noqa: E402
+from apa_mmdet.analysis.statistics import Histogram
 
 NUM_REPLICATES = 24
 

@@ -5,16 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
-stats = pytest.importorskip("scipy.stats")
-
-from apa_mmdet.analysis.compare import (  # noqa: E402
+from apa_mmdet.analysis.compare import (
     DISTRIBUTIONS,
     fit_distribution,
     ks_distance,
     ks_distance_of_values,
 )
-from apa_mmdet.analysis.fit import (  # noqa: E402
+from apa_mmdet.analysis.fit import (
     MAX_LAM,
     MIN_VALUES,
     APAFit,

@@ -8,44 +8,6 @@ from torch.nn import functional as F
 from apa_mmdet.conversion import convert_activations, kinds
 from apa_mmdet.layers import AGLU
 
-SHARP = {"lam": 1.0, "kappa": 1e4}  # ReLU to within 3e-5
-
-
-def paths(report):
-    return [site.path for site in report.sites]
-
-
-def left(report):
-    return {item.path: item.reason for item in report.left}
-
-
-def check(model, expected, *inputs, init=SHARP):
-    """Convert; compare paths, outputs and keys; every site must get a gradient."""
-    keys = [name for name, _ in model.named_parameters()]
-    with torch.no_grad():
-        before = model(*inputs)
-    report = convert_activations(model, init=init)
-    assert paths(report) == expected
-    after = model(*inputs)
-    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
-    after_keys = [name for name, _ in model.named_parameters()]
-    own = ("lambda_param", "kappa_param")
-    assert set(after_keys) - set(keys) == {
-        f"{p}.{name}" for p in expected for name in own
-    }
-    assert [key for key in after_keys if key in keys] == keys
-
-    for module in model.modules():  # a start at which gradients are not tiny
-        if isinstance(module, AGLU):
-            nn.init.constant_(module.kappa_param, 1.0)
-    model(*inputs).square().sum().backward()
-    for name, param in model.named_parameters():
-        assert param.grad is not None, name
-        assert param.grad.isfinite().all(), name
-        if name.endswith(("lambda_param", "kappa_param")):
-            assert param.grad.abs().sum() > 0, name
-    return report
-
 
 class Bottleneck(nn.Module):
     def __init__(self, with_bias=True):
@@ -62,7 +24,7 @@ class Bottleneck(nn.Module):
         return self.relu(inner(x))
 
 
-def test_one_module_called_from_three_places():
+def test_one_module_called_from_three_places(check):
     report = check(Bottleneck(), ["relu.0", "relu.1", "relu.2"], torch.randn(8, 4))
     assert [site.shared for site in report.sites] == ["", "", ""]
     assert report.sites[0].was == "ReLU" and report.sites[0].becomes == "AGLU"
@@ -105,7 +67,7 @@ class Fcs(nn.Module):
         return x + x_cls
 
 
-def test_a_loop_over_layers_has_a_site_for_each():
+def test_a_loop_over_layers_has_a_site_for_each(check):
     check(Fcs(), ["relu.0_0", "relu.0_1", "relu.1_0"], torch.randn(8, 4))
 
 
@@ -123,12 +85,12 @@ class Mlp(nn.Module):
         return x
 
 
-def test_inline_in_a_loop_except_its_last_pass():
+def test_inline_in_a_loop_except_its_last_pass(check):
     report = check(Mlp(), ["relu.0", "relu.1"], torch.randn(8, 4))
     assert report.sites[0].was == "ReLU, inline"
 
 
-def test_a_loop_of_one_pass_is_one_plain_site():
+def test_a_loop_of_one_pass_is_one_plain_site(check):
     check(Mlp(num_layers=2), ["relu"], torch.randn(8, 4))
 
 
@@ -150,11 +112,11 @@ class Indexed(nn.Module):
         return x
 
 
-def test_a_loop_that_indexes_layers():
+def test_a_loop_that_indexes_layers(check):
     check(Indexed(3), ["relu.0", "relu.1"], torch.randn(8, 4))
 
 
-def test_a_call_that_is_never_reached():
+def test_a_call_that_is_never_reached(left, paths):
     model = Indexed(1)
     report = convert_activations(model)
     assert paths(report) == [] and left(report) == {"relu": "never called"}
@@ -178,7 +140,7 @@ class Nested(nn.Module):
         return x
 
 
-def test_nested_loops():
+def test_nested_loops(check):
     check(Nested(), ["relu.0_0", "relu.0_1", "relu.1_0"], torch.randn(8, 4))
 
 
@@ -201,7 +163,7 @@ class Levels(nn.Module):
         return F.relu(self.conv(self.tower(x)))
 
 
-def test_levels_share_their_activation():
+def test_levels_share_their_activation(check):
     levels = [torch.randn(8, 4) for _ in range(3)]
     report = check(Levels(), ["relu", "tower.1"], levels)
     assert {site.shared for site in report.sites} == {"repeated, as its weights are"}
@@ -222,11 +184,11 @@ class Branches(nn.Module):
         return torch.stack(out)
 
 
-def test_a_comprehension_over_branches():
+def test_a_comprehension_over_branches(check):
     check(Branches(), ["relu.0", "relu.1"], torch.randn(8, 4))
 
 
-def test_a_comprehension_over_layers():
+def test_a_comprehension_over_layers(check):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -238,7 +200,7 @@ def test_a_comprehension_over_layers():
     check(Model(), ["relu.0", "relu.1"], torch.randn(8, 4))
 
 
-def test_a_nested_comprehension():
+def test_a_nested_comprehension(check):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -252,7 +214,7 @@ def test_a_nested_comprehension():
     check(Model(), ["relu.0_0", "relu.0_1", "relu.1_0"], torch.randn(8, 4))
 
 
-def test_what_follows_an_early_return():
+def test_what_follows_an_early_return(check, left):
     """As HRModule with one branch."""
 
     class Model(nn.Module):
@@ -291,7 +253,7 @@ class Entries(nn.Module):
 
 
 @pytest.mark.parametrize("entry", ["forward", "rfp_forward"])
-def test_methods_called_instead_of_each_other_share(entry):
+def test_methods_called_instead_of_each_other_share(entry, check):
     class Caller(nn.Module):
         def __init__(self):
             super().__init__()
@@ -325,7 +287,7 @@ class Arguments(nn.Module):
         return x
 
 
-def test_layers_given_to_a_method():
+def test_layers_given_to_a_method(check):
     check(Arguments(), ["relu.0", "relu.1"], torch.randn(8, 4))
 
 
@@ -343,7 +305,7 @@ class SameLayer(nn.Module):
         return y
 
 
-def test_the_same_layers_result_shares():
+def test_the_same_layers_result_shares(check):
     report = check(SameLayer(), ["relu"], torch.randn(8, 4))
     assert "forward" in report.sites[0].shared
 
@@ -371,7 +333,7 @@ class Derived(Base):
         return Base.step(self, self.last(x)) - offset
 
 
-def test_calls_of_a_base_class():
+def test_calls_of_a_base_class(check):
     """With super(), by name, with private names and with defaults."""
     check(Derived(), ["relu.0", "relu.1"], torch.randn(8, 4))
 
@@ -380,7 +342,7 @@ def outside(x):
     return F.relu(x) + 1
 
 
-def test_what_cannot_be_reached_is_named():
+def test_what_cannot_be_reached_is_named(left, paths):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -405,7 +367,7 @@ def test_what_cannot_be_reached_is_named():
     assert "outside" in str(report) and "ELU" in str(report)
 
 
-def test_a_class_without_source_keeps_working():
+def test_a_class_without_source_keeps_working(check, left):
     scope = {"nn": nn}
     exec(
         "class Hidden(nn.Module):\n"
@@ -420,7 +382,7 @@ def test_a_class_without_source_keeps_working():
     assert "could not be read" in left(report)["forward()"]
 
 
-def test_what_torch_computes_itself_is_named():
+def test_what_torch_computes_itself_is_named(left):
     model = nn.Sequential(nn.RNN(4, 4, nonlinearity="relu"))
     model.add_module("scripted", torch.jit.script(nn.Sequential(nn.ReLU())))
     reasons = left(convert_activations(model))
@@ -428,7 +390,7 @@ def test_what_torch_computes_itself_is_named():
     assert "TorchScript" in reasons["scripted"] and "torch" in reasons["0"]
 
 
-def test_attributes_looked_up_by_name_or_passed_on():
+def test_attributes_looked_up_by_name_or_passed_on(check):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -445,7 +407,7 @@ def test_attributes_looked_up_by_name_or_passed_on():
     check(Model(), ["act1", "act2", "act3"], torch.randn(8, 4))
 
 
-def test_called_by_a_property():
+def test_called_by_a_property(check):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -462,7 +424,7 @@ def test_called_by_a_property():
     check(Model(), ["act"], torch.randn(8, 4))
 
 
-def test_called_by_another_module():
+def test_called_by_another_module(check):
     class Parent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -475,13 +437,13 @@ def test_called_by_another_module():
     check(Parent(), ["child.act"], torch.randn(8, 4))
 
 
-def test_one_instance_in_several_places_of_a_sequential():
+def test_one_instance_in_several_places_of_a_sequential(check):
     act = nn.ReLU()
     model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
     check(model, ["1", "3"], torch.randn(8, 4))
 
 
-def test_a_module_at_two_paths_is_one_site():
+def test_a_module_at_two_paths_is_one_site(check):
     block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     report = check(nn.Sequential(block, block), ["0.1"], torch.randn(8, 4))
     assert report.sites[0].shared == "also at 1"
@@ -501,7 +463,7 @@ class ConvNet(nn.Module):
         return self.classifier(self.block(torch.flatten(x, 1)))
 
 
-def test_a_convolutional_net():
+def test_a_convolutional_net(check):
     check(
         ConvNet(),
         ["stem.2", "block.relu.0", "block.relu.1", "block.relu.2", "classifier.1"],
@@ -510,7 +472,7 @@ def test_a_convolutional_net():
 
 
 @pytest.mark.parametrize("kind", ["relu", F.relu, nn.ReLU()])
-def test_torchs_transformer(kind):
+def test_torchs_transformer(kind, check):
     layer = nn.TransformerEncoderLayer(
         8, 2, 16, dropout=0.0, activation=kind, batch_first=True
     )
@@ -552,7 +514,7 @@ def test_how_far_the_start_is_from_what_it_replaces(module, largest):
     assert difference >= 0.9 * largest or largest < 1e-5
 
 
-def test_inline_leaky_relu_keeps_its_slope():
+def test_inline_leaky_relu_keeps_its_slope(paths):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -586,7 +548,7 @@ def test_freezing_only_the_norm_does_not_freeze():
     assert convert_activations(model).sites[0].trainable
 
 
-def test_an_argument_that_aglu_lacks_must_have_its_default(monkeypatch):
+def test_an_argument_that_aglu_lacks_must_have_its_default(monkeypatch, paths):
     elu = kinds.Kind(nn.ELU, "relu", (F.elu,), arguments={"alpha": 1.0})
     monkeypatch.setitem(kinds.KINDS, "ELU", elu)
     for activation in (nn.ELU, F.elu):

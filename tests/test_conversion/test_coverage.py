@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from apa_mmdet.conversion import convert_activations
+from apa_mmdet.conversion.dry_run import UnlistedActivations
 from apa_mmdet.testing.coverage import check_family, gradient_differences
 from apa_mmdet.testing.families import CONFIGS, GPU_ONLY, PACKAGES
-from apa_mmdet.testing.wiring import UnlistedActivations, original_activations
+from apa_mmdet.testing.wiring import original_activations
 
 FAST = [
     "grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco",

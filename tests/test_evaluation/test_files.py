@@ -3,13 +3,21 @@
 import copy
 import gzip
 import json
+import pickle
+import re
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from apa_mmdet.evaluation.core.masks import PackedMasks, encode, find_damaged, measure
-from apa_mmdet.evaluation.files import json_stream
+from apa_mmdet.evaluation.core.masks import (
+    PackedMasks,
+    decode,
+    encode,
+    find_damaged,
+    measure,
+)
+from apa_mmdet.evaluation.files import json_stream, results
 from apa_mmdet.evaluation.files.annotations import load_ground_truth
 from apa_mmdet.evaluation.files.json_stream import iter_array, iter_members
 from apa_mmdet.evaluation.files.results import read_results, write_results
@@ -80,15 +88,50 @@ def test_a_truncated_gzip_file_is_noticed(tmp_path):
         ("[1, 2 3]", "not JSON at character 6 .*expected ',' or '\\]'"),
         ("[1, x]", "not JSON at character 4"),
         ("[1, 2] 3", "not JSON at character 7 .*expected the end"),
+        ("[1, 2,]", "not JSON at character 6 .*nothing follows the comma, found ']"),
+        ('[{"a": 1,}]', "not JSON at character 9 "),
+        ("[tru]", "not JSON at character 1 "),
+        ('["\\u12zz"]', "not JSON at character 3 .*escape"),
+        ("[" + "9" * 5000 + "]", "not JSON at character 1 .*digits"),
+        ("[" * 5_000, "not JSON at character 1 .*recursion"),
         ('{"a": 1}', "expected a JSON list of results, found '{"),
         ("", "expected a JSON list of results, found the end of the file"),
     ],
 )
 def test_the_position_of_invalid_json_is_shown(tmp_path, text, message):
     path = tmp_path / "x.json"
-    path.write_text(text + " " * 40)
-    with pytest.raises(ValueError, match=message):
+    for end in ("", " " * 40):
+        path.write_text(text + end)
+        with pytest.raises(ValueError, match=message):
+            list(iter_array(path))
+
+
+def test_byte_order_marks(tmp_path, block):
+    """Windows programs write them: Notepad in UTF-8, PowerShell's > in UTF-16."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(VALUES[2]), encoding="utf-8-sig")
+    assert list(iter_array(path)) == VALUES[2]
+    path.write_text(json.dumps(VALUES[2]), encoding="utf-16")
+    with pytest.raises(ValueError, match="x.json: UTF-16 text; expected UTF-8"):
         list(iter_array(path))
+
+
+def test_files_that_are_not_text(tmp_path, block):
+    path = tmp_path / "results.pkl"  # of mmdet's tools/test.py --out
+    path.write_bytes(pickle.dumps(VALUES, protocol=4))
+    with pytest.raises(ValueError, match="results.pkl: not UTF-8 text; expected JSON"):
+        list(iter_array(path))
+
+
+@pytest.mark.parametrize("value", ["null", "7", '"x"', '{"a": 1}'])
+def test_members_that_must_be_lists(tmp_path, value):
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"a": [1], "b": {value}}}')
+    assert list(iter_members(path, ["a"]))[0] == ("a", 1)
+    with pytest.raises(ValueError, match="x.json: b is .*; expected a list"):
+        list(iter_members(path, ["a", "b"]))
+    with pytest.raises(ValueError, match="x.json: no c; expected a list"):
+        list(iter_members(path, ["a", "c"]))
 
 
 def test_an_invalid_file_is_not_read_to_its_end(tmp_path, monkeypatch):
@@ -150,33 +193,204 @@ def test_annotation_files_are_refused(case):
         case, set_first("annotations", category_id=-3), "unknown category_id: 2"
     )
     assert_refused(case, set_first("annotations", bbox=[0, 0, -1, 5]), "negative size")
-    assert_refused(
-        case, set_first("annotations", bbox=[0, 0, 5]), "a bbox of 3 numbers"
-    )
     assert_refused(case, set_first("annotations", area=float("nan")), "not finite")
     assert_refused(
-        case, set_first("annotations", area="big"), "annotation .*: must be real"
+        case, set_first("annotations", bbox=[0, 0, 1e200, 1e200]), "box is not finite"
     )
-    assert_refused(case, drop("annotations", "area"), "has no 'area'")
+    assert_refused(case, drop("annotations", "area"), r"annotation \d+: has no area")
     assert_refused(
         case, drop("images", "neg_category_ids"), "use an LVIS annotation file"
     )
-    assert_refused(
-        case, drop("categories", "frequency"), "has frequency None; expected 'r'"
-    )
     assert_refused(case, lambda data: data.update(categories=[]), "no categories")
     assert_refused(case, lambda data: data.update(images=[]), "no images")
-    rle = dict(size=[3, 4], counts=[12])
+
+
+ID = "; expected a whole number below 2\\^63, without quotes$"
+
+
+@pytest.mark.parametrize(
+    ("entries", "change", "message"),
+    [
+        ("annotations", dict(bbox=[0, 0, 5]), r"bbox is \[0, 0, 5\]; expected 4 num"),
+        ("annotations", dict(bbox=[0, 0, 5, "5"]), 'bbox is "5"; expected a number'),
+        ("annotations", dict(area="big"), 'area is "big"; expected a number'),
+        ("annotations", dict(image_id="7"), 'image_id is "7"' + ID),
+        ("annotations", dict(image_id=1.5), "image_id is 1.5" + ID),
+        ("annotations", dict(category_id=None), "category_id is null" + ID),
+        ("annotations", dict(id="a"), '"a": id is "a"' + ID),
+        ("images", dict(id="7.jpg"), 'image "7.jpg": id is "7.jpg"' + ID),
+        ("images", dict(id=2**63), "id is 9223372036854775808" + ID),
+        ("images", dict(id=None), "image number 2: id is null" + ID),
+        ("images", dict(height="480"), 'height is "480"; expected a whole number'),
+        ("images", dict(width=-5), "width is -5; expected a whole number"),
+        ("images", dict(neg_category_ids=None), "neg_category_ids is null; expected a"),
+        ("images", dict(not_exhaustive_category_ids=5), "ids is 5; expected a list"),
+        ("images", dict(neg_category_ids=["5"]), 'neg_category_ids is "5"' + ID),
+        ("categories", dict(id="7"), 'category "7": id is "7"' + ID),
+        ("categories", dict(frequency=None), "frequency is null; expected 'r', 'c' or"),
+        ("categories", dict(image_count="many"), 'image_count is "many"; expected a'),
+    ],
+)  # fmt: skip
+def test_fields_of_annotation_files_are_refused_by_name(case, entries, change, message):
+    assert_refused(case, lambda data: data[entries][1].update(change), message)
+
+
+@pytest.mark.parametrize("entries", ["annotations", "images", "categories"])
+def test_entries_of_annotation_files_are_refused_by_position(case, entries):
+    kind = dict(annotations="annotation", images="image", categories="category")
+    for value in (None, 7, "cat", ["cat"]):
+
+        def replace(data, value=value):
+            data[entries][2] = value
+
+        message = f"{kind[entries]} number 3: expected an object {{...}}, found "
+        assert_refused(case, replace, re.escape(message + json.dumps(value)))
     assert_refused(
-        case, set_first("annotations", segmentation=rle), "a mask of 3 x 4 in", True
+        case,
+        lambda data: data[entries][2].pop("id"),
+        f"{kind[entries]} number 3: has no id$",
     )
     assert_refused(
-        case, set_first("annotations", segmentation=7), "a segmentation of", True
+        case,
+        lambda data: data.update({entries: None}),
+        f"{entries} is 'null.*; expected",
     )
     assert_refused(
-        case, drop("annotations", "segmentation"), "has no 'segmentation'", True
+        case, lambda data: data.pop(entries), f"no {entries}; expected a list"
     )
-    assert_refused(case, set_first("images", height=0), "has no height and width", True)
+
+
+def test_whole_floats_are_ids_and_unknown_counts_are_null(case):
+    def as_floats(data, results):
+        for item in data["images"] + data["categories"]:
+            item["id"] = float(item["id"])
+        for item in data["annotations"] + results:
+            for name in ("id", "image_id", "category_id"):
+                if name in item:
+                    item[name] = float(item[name])
+        for image in data["images"]:
+            image["height"] = float(image["height"])
+            image["neg_category_ids"] = [float(i) for i in image["neg_category_ids"]]
+
+    def without_counts(data, results):
+        data["categories"][0]["image_count"] = None
+        data["categories"][1].pop("image_count")
+
+    written = case(1003, with_masks=True)
+    truths = [load_ground_truth(written.truth_path, with_masks=True)]
+    dets = [read_results(written.results_path, truths[0])]
+    written = case(1003, with_masks=True, change=as_floats)
+    truths.append(load_ground_truth(written.truth_path, with_masks=True))
+    dets.append(read_results(written.results_path, truths[1]))
+    for name in ("image_ids", "class_ids", "judged_pairs", "heights", "class_index"):
+        values, expected = (getattr(truth, name) for truth in reversed(truths))
+        np.testing.assert_array_equal(values, expected)
+        assert values.dtype == expected.dtype
+    np.testing.assert_array_equal(dets[1].image_index, dets[0].image_index)
+    np.testing.assert_array_equal(dets[1].boxes, dets[0].boxes)
+    counts = load_ground_truth(case(31, change=without_counts).truth_path).image_counts
+    assert (counts < 0).sum() == 2
+
+
+def test_a_file_of_images_only(case):
+    """Such as LVIS's image_info_test_dev.json."""
+
+    def strip(data, results):
+        del data["annotations"]
+        for image in data["images"]:
+            del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+        for category in data["categories"]:
+            del category["frequency"], category["image_count"]
+
+    expected = load_ground_truth(case(31).truth_path)
+    path = case(31, change=strip).truth_path
+    truth = load_ground_truth(path, is_annotated=False)
+    for name in ("image_ids", "heights", "widths", "class_ids", "label_to_class"):
+        np.testing.assert_array_equal(getattr(truth, name), getattr(expected, name))
+    assert not len(truth.areas) and not len(truth.judged_pairs)
+    with pytest.raises(ValueError, match=r"category \d+: frequency|has no neg_"):
+        load_ground_truth(path)
+
+
+# ----------------------------------------------------------- masks in annotations
+
+OUTSIDE = (
+    r"corner 2 of a polygon is \({}\) in an image of \d+ x \d+ .*; expected pixels"
+)
+MASKS = [
+    ([], r"segmentation is \[\]; expected a polygon of at least three corners"),
+    ([[]], r"segmentation is \[\[\]\]; expected a polygon"),
+    ([[5, 5]], r"segmentation is \[\[5, 5\]\]; expected a polygon"),
+    ([[0, 0, 9, 0, 9]], r"polygon is \[0, 0, 9, 0, 9\]; expected a list of numbers"),
+    ([{"x": 1}], 'polygon is {"x": 1}; expected a list of numbers'),
+    ([1, 2, 3, 4, 5, 6], "polygon is 1; expected a list of numbers"),
+    ([[None, 10, 50, 10, 50, 50]], r"polygon is \[null, 10, 50, 10, 50, 50\]; exp"),
+    ([["1", 10, 50, 10, 50, 50]], r'polygon is \["1", 10'),
+    ([[0, 0, 2e8, 0, 9, 9]], OUTSIDE.format(r"2e\+08, 0")),
+    ([[0, 0, 9, -(10**6), 9, 9]], OUTSIDE.format(r"9, -1e\+06")),
+    ([[0, 0, float("nan"), 0, 9, 9]], OUTSIDE.format("nan, 0")),
+    ([[0, 0, 9, float("inf"), 9, 9]], OUTSIDE.format("9, inf")),
+    ([[0, 0, 9, 10**400, 9, 9]], r"polygon is \[0, 0, 9, 10000"),
+    ([[0, 0, 9e4, 9e4] * 30], "the outline of a polygon is 5,400,000 pixels long; exp"),
+    (7, "segmentation is 7; expected polygons .* or an RLE"),
+    (None, "segmentation is null or missing; expected polygons"),
+    ({"counts": "1"}, "RLE has no size"),
+    ({"size": None, "counts": "1"}, r"RLE size is null in an image of \d+ x \d+"),
+    ({"size": [3, 4], "counts": [12]}, r"RLE size is \[3, 4\] in an image of \d+ x"),
+    ({"size": 0}, "RLE has no counts"),
+    ({"size": 0, "counts": None}, "RLE counts is null; expected run lengths"),
+    ({"size": 0, "counts": ""}, 'RLE counts is ""; expected run lengths'),
+    ({"size": 0, "counts": []}, r"RLE counts is \[\]; expected run lengths"),
+    ({"size": 0, "counts": [-5, 50]}, r"RLE counts is \[-5, 50\]; expected run"),
+    ({"size": 0, "counts": [1.5, 50]}, r"RLE counts is \[1.5, 50\]; expected run"),
+    ({"size": 0, "counts": ["5", 50]}, r'RLE counts is \["5", 50\]; expected run'),
+    ({"size": 0, "counts": "b'1'"}, r'RLE counts is "b\'1\'", Python\'s text for'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mask", "message"), MASKS)
+def test_segmentations_that_are_no_masks_are_named(case, mask, message):
+    """pycocotools would end in a traceback, or with the process, or in a wrong AP."""
+
+    def change(data):
+        for annotation in data["annotations"][:2]:
+            size = size_of(data, annotation)
+            is_rle = isinstance(mask, dict) and mask.get("size") == 0
+            annotation["segmentation"] = dict(mask, size=size) if is_rle else mask
+
+    prefix = r"^.*\.json: cannot be evaluated \(\d+ annotations read\): no usable mask "
+    prefix += r"\(.* --metric bbox, .*\): 2, the first: annotation \d+ \("
+    assert_refused(case, change, prefix + message, True)
+    written = case(31, change=lambda data, results: change(data))
+    assert len(load_ground_truth(written.truth_path).areas)  # boxes can be evaluated
+
+
+def test_box_only_files_and_images_without_a_size_have_no_masks(case):
+    def drop(data, results):
+        for annotation in data["annotations"]:
+            del annotation["segmentation"]
+
+    written = case(31, change=drop)
+    number = len(written.data["annotations"])
+    with pytest.raises(ValueError, match=rf"--metric bbox.*: {number}, the first: ann"):
+        load_ground_truth(written.truth_path, with_masks=True)
+    assert len(load_ground_truth(written.truth_path).areas) == number
+
+    def change(data):
+        data["images"][0]["height"] = 0
+
+    assert_refused(case, change, "its image has no height and width", True)
+
+
+@pytest.mark.parametrize("outside", [0.5, 30, 3_000, 99_999])
+def test_polygons_are_clipped_as_by_pycocotools(outside):
+    rng = np.random.default_rng(0)
+    for _ in range(20 if outside < 9_999 else 1):
+        polygon = rng.uniform(-outside, 60 + outside, 2 * rng.integers(3, 9)).tolist()
+        expected = mask_utils.frPyObjects([polygon], 60, 80)[0]["counts"]
+        assert encode([polygon], 60, 80) == expected
+        # Those with fewer corners cover nothing.
+        assert encode([[1, 1, 30, 20], [5, 5], [], polygon], 60, 80) == expected
 
 
 @pytest.mark.parametrize("counts", ["123", [1, 2]])
@@ -217,7 +431,7 @@ def test_annotations_before_images_and_gzip(case, tmp_path):
     assert masks[0] == masks[1]
     reordered["annotations"][0]["segmentation"] = 7
     path.write_text(json.dumps(reordered))
-    with pytest.raises(ValueError, match=r"annotation \d+: a segmentation of type int"):
+    with pytest.raises(ValueError, match=r"annotation \d+ \(segmentation is 7; exp"):
         load_ground_truth(path, with_masks=True)
 
 
@@ -279,41 +493,93 @@ def test_all_errors_in_results_are_reported_at_once(case):
         read_results(written.results_path, truth, with_masks=True)
     text = str(caught.value)
     image = written.results[10]["image_id"]
+    assert "\n" not in text
     for expected in (
-        f"{written.results_path}: cannot be evaluated (20 detections read)",
-        "unknown image_id: 4, the first: result 1 (-1), result 2 (-2), result 3 (-3)\n",
-        "unknown category_id: 1, the first: result 5 (99999)",
-        "score is not finite: 2, the first: result 6",
-        "nan, result 7",
-        "box of negative size (x, y, width, height): 1, the first: result 8",
+        f"{written.results_path}: cannot be evaluated (20 detections read): ",
+        "unknown image_id: 4, the first: result 2 (-1), result 3 (-2), result 4 (-3);",
+        "unknown category_id: 1, the first: result 6 (99999)",
+        "score is not finite: 2, the first: result 7",
+        "nan, result 8",
+        "box of negative size (x, y, width, height): 1, the first: result 9",
         "[0.0, 0.0, -4.0, 4.0]",
-        "box is not finite: 1, the first: result 9",
-        "mask of another size than its image (height x width): 1, the first: result "
-        f"10 7 x 9 in image {image} of ",
-        "damaged mask, an RLE that does not fill its image: 1, the first: result 13 "
+        "box is not finite: 1, the first: result 10",
+        f"unusable mask: 1, the first: result 11 (image {image}: RLE size is [7, 9] in "
+        "an image of ",
+        "damaged mask, an RLE that does not fill its image: 1, the first: result 14 "
         f"(image {image})",
-        "id of another result: 2, the first: result 11 (id 3), result 12 (id 3)",
+        "id of another result: 2, the first: result 12 (id 3), result 13 (id 3)",
     ):
         assert expected in text, text
+
+
+GOOD = dict(image_id=1, category_id=1, bbox=[1, 2, 3, 4], score=0.5)
 
 
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (7, "result 0 cannot be read.*: 7; expected image_id"),
-        ({"image_id": 1, "bbox": [0] * 4}, "no 'category_id'"),
-        (dict(image_id=1, category_id=1, bbox=[1, 2, 3], score=1), "not enough values"),
-        (dict(image_id="x", category_id=1, bbox=[1] * 4, score=1), "'str'|integer"),
-        (dict(image_id=1, category_id=1, bbox=[1] * 4, score="high"), "real number"),
-        (dict(image_id=1, category_id=1, bbox=[1] * 4), "no 'score'"),
+        (7, "result 1: expected an object {...}, found 7"),
+        (None, "result 1: expected an object {...}, found null"),
+        ({"image_id": 1, "bbox": [0] * 4}, "result 1: has no category_id"),
+        (dict(GOOD, bbox=[1, 2, 3]), "bbox is [1, 2, 3]; expected 4 numbers [x, y, "),
+        (dict(GOOD, bbox=[1, 2, 3, None]), "bbox is null; expected a number"),
+        (dict(GOOD, bbox="1234"), 'bbox is "1234"; expected 4 numbers'),
+        (dict(GOOD, image_id="x"), 'image_id is "x"; expected a whole number'),
+        (dict(GOOD, category_id=2**63), "category_id is 9223372036854775808; expected"),
+        (dict(GOOD, category_id=1.5), "category_id is 1.5; expected a whole number"),
+        (dict(GOOD, id="a"), 'id is "a"; expected a whole number'),
+        (dict(GOOD, score="high"), 'score is "high"; expected a number'),
+        (dict(GOOD, score=10**400), "score is not finite: 1, the first: result 1 "),
+        (dict(image_id=1, category_id=1, bbox=[1] * 4), "result 1: has no score"),
     ],
-)
+)  # fmt: skip
 def test_results_of_another_form_are_refused(case, item, message):
     written = case(5)
-    written.results_path.write_text(json.dumps([item]))
     truth = load_ground_truth(written.truth_path)
-    with pytest.raises(ValueError, match=message):
+    written.results_path.write_text(json.dumps([item]))
+    with pytest.raises(ValueError, match=re.escape(message)):
         read_results(written.results_path, truth)
+
+
+def test_a_fault_in_a_later_result_is_reported_with_its_position(case):
+    written = case(5)
+    truth = load_ground_truth(written.truth_path)
+    results = written.results[:3]
+    written.results_path.write_text(json.dumps([*results, dict(results[0], score="x")]))
+    with pytest.raises(ValueError, match=r"json: result 4: score is"):
+        read_results(written.results_path, truth)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("is_judged", [False, True])
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (lambda counts: counts[:-1], r"damaged mask, .*: 1, the first: result {row} "),
+        (lambda counts: str(counts.encode()), r"unusable mask: 1, .*Python's text for"),
+        (
+            lambda counts: "",
+            r"unusable mask: 1, .*result {row} \(image .*: RLE counts is",
+        ),
+    ],
+)
+def test_damaged_masks_in_results_are_refused(
+    case, counts, message, is_judged, zipped, monkeypatch
+):
+    """Also those that nothing decodes, plain and gzip, in any piece of the file."""
+    monkeypatch.setattr(results, "_CHECKED_AT_ONCE", 7)
+    written = case(1001, with_masks=True)
+    truth = load_ground_truth(written.truth_path)
+    dets = read_results(written.results_path, truth, with_masks=True)
+    judged = truth.is_judged(truth.pairs(dets.image_index, dets.class_index))
+    row = np.flatnonzero(judged == is_judged)[-1]
+    rle = written.results[row]["segmentation"]
+    rle["counts"] = counts(rle["counts"])
+    text = json.dumps(written.results).encode()
+    written.results_path.write_bytes(gzip.compress(text) if zipped else text)
+    with pytest.raises(ValueError, match=message.format(row=row + 1)):
+        read_results(written.results_path, truth, with_masks=True)
+    read_results(written.results_path, truth)  # boxes need no masks
 
 
 def test_results_without_masks_cannot_be_evaluated_as_masks(case):
@@ -388,6 +654,10 @@ def test_all_forms_of_a_segmentation_give_the_same_mask():
     text = dict(rle, counts=rle["counts"].decode())
     for form in (rle, text, uncompressed, polygon):
         assert encode(form, 6, 8) == rle["counts"]
+        np.testing.assert_array_equal(decode(form, 6, 8), bitmap)
+    for damaged in (dict(rle, counts=rle["counts"][:-1]), dict(rle, counts=[5, 5])):
+        with pytest.raises(ValueError, match="damaged mask"):
+            decode(damaged, 6, 8)
     area, box = measure(
         PackedMasks.pack([rle["counts"], b""]), *np.array([[6, 6], [8, 8]])
     )
@@ -425,5 +695,3 @@ def test_damaged_rles_are_noticed():
     some_left_out = PackedMasks.pack([counts[20][:-1], b"", counts[21], b""])
     is_damaged = find_damaged(some_left_out, num_pixels[[20, 20, 21, 21]])
     assert is_damaged.tolist() == [True, False, False, False]
-    with pytest.raises(ValueError, match="counts are empty"):
-        encode(dict(size=[2, 3], counts=""), 2, 3)

@@ -374,15 +374,15 @@ def test_bad_predictions_are_refused_by_process(truth_path, samples):
     here = samples[0]["img_id"]
     assert_refused("img_id 999 is not in the annotation file", img_id=999)
     assert_refused(
-        rf"of image {here}.*\n  score is not finite: 4, the first: detection 1 nan, "
-        "detection 5 nan, detection 6 nan$",
+        rf"of image {here}.*: score is not finite: 4, the first: detection 2 nan, "
+        "detection 6 nan, detection 7 nan$",
         scores=put(float("nan"), 1, 5, 6, 9),
     )
-    assert_refused("box of negative size.*detection 2", bboxes=put(-5, (2, 2)))
+    assert_refused("box of negative size.*detection 3 ", bboxes=put(-5, (2, 2)))
     assert_refused("box is not finite: 1", bboxes=put(float("inf"), (0, 3)))
     assert_refused(
-        r"label outside the annotation file's 40 categories: 2, the first: "
-        r"detection 0 \(40\), detection 3",
+        r"label outside the 40 classes that are evaluated .*: 2, the first: "
+        r"detection 1 \(40\), detection 4 ",
         labels=put(40, 0, 3),
     )
     assert_refused(

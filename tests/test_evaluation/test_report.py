@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,7 +249,7 @@ def test_tool_reports_what_is_wrong(case, tmp_path):
     unknown.write_text(json.dumps(results))
     error = run_tool(written.truth_path, unknown, cwd=tmp_path, fails=True)
     assert (
-        f"unknown image_id: {len(results)}, the first: result 0 (-1), result 1" in error
+        f"unknown image_id: {len(results)}, the first: result 1 (-1), result 2" in error
     )
     error = run_tool(written.truth_path, "nowhere.json", cwd=tmp_path, fails=True)
     assert "nowhere.json: no such file" in error
@@ -263,11 +264,76 @@ def test_tool_reports_what_is_wrong(case, tmp_path):
         fails=True,
     )
     assert "--metric bbox" in error
-    for options in (("--max-dets", 0), ("--img-ids", "x"), ("--iou-thrs", 50)):
-        error = run_tool(
-            written.truth_path, written.results_path, *options, cwd=tmp_path, fails=True
-        )
-        assert str(options[1]) in error and "expected" in error
+    error = run_tool(
+        written.truth_path,
+        written.results_path,
+        "--max-dets",
+        0,
+        cwd=tmp_path,
+        fails=True,
+    )
+    assert "--max-dets 0: expected at least 1" in error
+
+
+@pytest.fixture
+def eval_lvis(case, run_tool, capsys):
+    """The function that runs the tool here, and returns what it says when it fails."""
+    written = case(37)
+
+    def run(*options):
+        with pytest.raises(SystemExit) as stopped:
+            run_tool("eval_lvis.py", written.truth_path, written.results_path, *options)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["x"], '--img-ids: "x" is neither a whole number nor a file; expected ids'),
+        (["1", "ids.txt"], '--img-ids: "ids.txt" is neither a whole number nor'),
+        (["-5", "-6"], r"2 of 2 ids are not in the annotation file, the first: \[-6, "),
+        ([str(2**63)], "an entry of img_ids is 9223372036854775808; expected a whole"),
+        ("1 one", r'--img-ids .*/ids: "one" is neither a whole number nor'),
+        ("[1, null]", r'--img-ids .*/ids: "null" is neither a whole number nor'),
+        ("1 \udcff", r'--img-ids .*/ids: "\\ufffd" is neither a whole number nor'),
+        ("[]", r"--img-ids .*/ids: the file has no ids"),
+    ],
+)  # fmt: skip
+def test_tool_refuses_image_ids(eval_lvis, tmp_path, ids, message):
+    if isinstance(ids, str):
+        path = tmp_path / "ids"
+        path.write_text(ids, errors="surrogateescape")
+        ids = [path]
+    error = eval_lvis("--img-ids", *ids)
+    assert re.match("error: .*" + message, error) and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("text", ["[{}, {}]\n", "{}\n{}\n", "{},{}", "\ufeff{} {}"])
+def test_tool_reads_image_ids_from_a_file(case, run_tool, tmp_path, text):
+    written = case(37)
+    ids = [image["id"] for image in written.data["images"][:2]]
+    path = tmp_path / "ids"
+    path.write_text(text.format(*ids), encoding="utf-8")
+    files = written.truth_path, written.results_path
+    printed = run_tool("eval_lvis.py", *files, "--img-ids", path)
+    assert printed == run_tool("eval_lvis.py", *files, "--img-ids", *ids)
+    assert printed.startswith("bbox, 2 images, ")
+
+
+def test_tool_without_matplotlib_refuses_a_plot_at_once(eval_lvis, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = eval_lvis("--png", "tail.png")
+    assert "error: --png needs matplotlib; pip install matplotlib" in error
+
+
+def test_tool_writes_figures_before_it_plots(eval_lvis, tmp_path):
+    paths = [tmp_path / "new" / name for name in ("a.json", "a.csv", "a.unknown")]
+    error = eval_lvis("--json", paths[0], "--csv", paths[1], "--png", paths[2])
+    assert re.match(r"error: .*'unknown' is not supported", error)
+    assert [path.exists() for path in paths] == [True, True, False]
 
 
 def test_importing_the_evaluation_needs_only_numpy(tmp_path):

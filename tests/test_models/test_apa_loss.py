@@ -13,7 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from apa_mmdet.models import APALoss
-from apa_mmdet.ops import apa
+from apa_mmdet.ops import apa, use_implementation
 
 # Classes 0 and 1 are frequent, 2 and 3 rare under the threshold.
 FREQUENCY = torch.tensor([0.9, 0.5, 0.01, 0.02])
@@ -134,6 +134,64 @@ def test_amp_takes_half_precision_logits():
     loss.backward()
     assert loss.dtype == torch.float32
     assert logits.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "implementation, backend, learnable",
+    [
+        ("native", "aot_eager", None),
+        ("native", "aot_eager", "shared"),
+        ("native", "aot_eager", "class"),
+        ("plain", "eager", "class"),
+    ],
+)
+def test_compiled_as_one_graph(implementation, backend, learnable):
+    torch.compiler.reset()
+    loss = APALoss(4, lam=0.3, learnable=learnable, rare_threshold=0.05)
+    loss.class_frequency.copy_(FREQUENCY)  # unlike set_class_frequency, to be noticed
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    labels = torch.tensor([0, 1, 2, 3, 4, 4, 4, 4, -1, 4])
+    weight = torch.rand(10)
+    for rows, avg_factor in ((10, 3.0), (9, 2.0)):
+        results = []
+        for function in (compiled, loss):
+            torch.manual_seed(1)  # of the negatives that are dropped
+            logits = torch.linspace(-3, 3, 4 * rows).reshape(rows, 4).requires_grad_()
+            with use_implementation(implementation):
+                value = function(logits, labels[:rows], weight[:rows], avg_factor)
+            grads = torch.autograd.grad(value, [logits, *loss.parameters()])
+            results.append((value, *grads))
+        for own, expected in zip(*results):
+            torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("implementation", ["native", "plain"])
+def test_compiled_for_a_number_of_proposals_that_is_data(implementation):
+    torch.compiler.reset()
+    loss = dropping_loss(learnable="class")
+
+    def loss_of_used(logits, labels):
+        used = (labels >= 0).nonzero().squeeze(1)
+        return loss(logits[used], labels[used])
+
+    logits = torch.linspace(-3, 3, 24).reshape(6, 4)
+    labels = torch.tensor([0, -1, 2, 4, 1, 4])
+    with (
+        use_implementation(implementation),
+        torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True),
+    ):
+        compiled = torch.compile(loss_of_used, fullgraph=True, backend="eager")
+        torch.manual_seed(1)
+        value = compiled(logits, labels)
+        torch.manual_seed(1)
+        torch.testing.assert_close(value, loss_of_used(logits, labels))
+
+
+def test_missing_frequencies_are_reported_by_a_compiled_loss():
+    torch.compiler.reset()
+    compiled = torch.compile(APALoss(4, rare_threshold=0.05), backend="eager")
+    with pytest.raises(RuntimeError, match="ClassFrequencyHook"):
+        compiled(torch.randn(2, 4), torch.tensor([0, 4]))
 
 
 def test_interface_of_scores_and_accuracy():

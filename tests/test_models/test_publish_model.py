@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from apa_mmdet.engine.weights import load_detector
 from apa_mmdet.models import APAResNet, APAResNeXt
 from apa_mmdet.models.published_checkpoints import (
     from_published,
@@ -208,15 +209,14 @@ def test_missing_weights(publish, small, tmp_path):
         publish(file, tmp_path / "out.pth", "--weights", "model_ema")
 
 
-def test_testing_needs_a_detector(load_tool, small, classification_file, tmp_path):
-    test_tool = load_tool("test.py")
+def test_testing_needs_a_detector(small, classification_file, tmp_path):
     path = tmp_path / "file.pth"
     saved({"state_dict": {f"backbone.{k}": v for k, v in small.items()}}, path)
-    test_tool.require_detector(str(path))
+    assert load_detector(str(path))
     for content in (small, classification_file(small)):
         saved(content, path)
-        with pytest.raises(SystemExit, match="contains only a backbone.*init_cfg"):
-            test_tool.require_detector(str(path))
+        with pytest.raises(ValueError, match="contains only a backbone.*init_cfg"):
+            load_detector(str(path))
     words = spoil("hostile", small, path)
-    with pytest.raises(SystemExit, match=words):
-        test_tool.require_detector(str(path))
+    with pytest.raises(ValueError, match=words):
+        load_detector(str(path))

@@ -371,7 +371,7 @@ def test_load_from_a_detectors_file_is_unchanged(published_state, tmp_path):
 
 def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
     path, touched = tmp_path / "file.pth", tmp_path / "touched"
-    with pytest.raises(SystemExit, match="contains only a backbone.*not resume"):
+    with pytest.raises(ValueError, match="contains only a backbone.*not resume"):
         starting_from(published_state(**SMALL), path, resume=True)
     for content, words in (
         ({"model": Touch(touched)}, "references posix.system.*refused"),
@@ -379,9 +379,9 @@ def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
         ({"state_dict": 3}, "'state_dict' is a int"),
         ({"epoch": 3}, "expected weights by name.*got epoch"),
     ):
-        with pytest.raises(SystemExit, match=words):
+        with pytest.raises(ValueError, match=words):
             starting_from(content, path)
-    with pytest.raises(SystemExit, match="nowhere.pth: no such file"):
+    with pytest.raises(ValueError, match="nowhere.pth: no such file"):
         prepare_load_from(Config(dict(load_from="nowhere.pth")))
     assert not touched.exists()
 

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +34,7 @@ from apa_mmdet.evaluation import (
     read_results,
 )
 from apa_mmdet.evaluation.core.params import check_iou_thrs
+from apa_mmdet.evaluation.core.values import show
 from apa_mmdet.evaluation.files.results import has_masks
 from apa_mmdet.evaluation.report import (
     class_table,
@@ -60,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--img-ids",
         nargs="+",
-        help="images to evaluate: ids, or a JSON file that contains a list of them",
+        help="images to evaluate: ids, or a file of them, JSON list or plain text",
     )
     add(
         "--fixed-ap",
@@ -88,23 +90,32 @@ def parse_args() -> argparse.Namespace:
     for path in (args.truth, *args.results):
         if not os.path.isfile(path):
             parser.error(f"{path}: no such file")
+    if args.png and find_spec("matplotlib") is None:
+        parser.error(
+            "--png needs matplotlib; pip install matplotlib, or leave the option out"
+        )
     return args
 
 
 def read_ids(values: list[str]) -> list[int]:
-    """Return image ids from the command line, or from the JSON file it names."""
+    """Return image ids from the command line, or from the file it names."""
+    name = "--img-ids"
     if len(values) == 1 and os.path.isfile(values[0]):
-        with open(values[0], encoding="utf-8") as file:
-            ids = json.load(file)
-        if not isinstance(ids, list):
-            raise ValueError(f"--img-ids {values[0]}: expected a JSON list of ids")
-        return ids
-    try:
-        return [int(value) for value in values]
-    except ValueError:
-        raise ValueError(
-            f"--img-ids {' '.join(values)}: expected numbers, or one JSON file"
-        ) from None
+        name = f"--img-ids {values[0]}"
+        text = Path(values[0]).read_text(encoding="utf-8-sig", errors="replace")
+        values = text.strip().strip("[]").replace(",", " ").split()
+    if not values:
+        raise ValueError(f"{name}: the file has no ids")
+    ids = []
+    for value in values:
+        try:
+            ids.append(int(value))
+        except ValueError:
+            raise ValueError(
+                f"{name}: {show(value)} is neither a whole number nor a file; expected "
+                "ids, or one file of them (a JSON list or text)"
+            ) from None
+    return ids
 
 
 def evaluate_file(
@@ -154,17 +165,18 @@ def run(args: argparse.Namespace) -> None:
         for name, result in results.items():
             print(f"\nAP of each class, {name}\n{class_table(result)}")
     differences = report_differences(results, args) if args.num_resamples else {}
+    if args.json:
+        all_figures = {name: figures[name] | fixed[name] for name in figures}
+        text = json.dumps(dict(figures=all_figures, differences=differences), indent=1)
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+        print(f"figures written: {args.json}")
     if args.csv:
         write_class_csv(args.csv, results)
         print(f"AP of each class written: {args.csv}")
     if args.png:
         plot_long_tail(args.png, results)
         print(f"plotted: {args.png}")
-    if args.json:
-        all_figures = {name: figures[name] | fixed[name] for name in figures}
-        text = json.dumps(dict(figures=all_figures, differences=differences), indent=1)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
-        print(f"figures written: {args.json}")
 
 
 def report_differences(
@@ -200,8 +212,9 @@ def main() -> None:
     """Evaluate; report unusable input in a line instead of a traceback."""
     try:
         run(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

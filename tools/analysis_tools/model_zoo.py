@@ -2,8 +2,8 @@
 
     python tools/analysis_tools/model_zoo.py > docs/model_zoo.md
 
-Reads model-index.yml, the metafiles it imports, and ablate_heads.json and zoo.json of
-docs/benchmarks/. Needs only PyYAML.
+Reads model-index.yml, the metafiles it imports, and mini_lvis_heads.json and zoo.json
+of docs/benchmarks/. Needs only PyYAML.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Measured by the authors with their own code,
 
 `{heads[config]}` trained for {heads[epochs]} epochs with each head,
 everything else unchanged; mean and standard deviation over {seeds} seeds
-(`python tools/analysis_tools/ablate_heads.py --epochs {heads[epochs]}`,
-[every run](benchmarks/ablate_heads.json), [plot](benchmarks/ablate_heads.png)):
+(`python tools/analysis_tools/ablate.py @docs/benchmarks/mini_lvis_heads.txt`,
+[every run](benchmarks/mini_lvis_heads.json), [plot](benchmarks/mini_lvis_heads.png)):
 
 {heads_table}
 
@@ -149,7 +149,7 @@ def make_page() -> str:
     models = read_models()
     heads, zoo = (
         json.loads((ROOT / f"docs/benchmarks/{name}.json").read_text("utf-8"))
-        for name in ("ablate_heads", "zoo")
+        for name in ("mini_lvis_heads", "zoo")
     )
     return PAGE.format(
         published=published_tables(models),

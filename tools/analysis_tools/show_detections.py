@@ -10,12 +10,13 @@ from mmcv.ops import nms
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmdet.structures.mask import BitmapMasks
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import apa_mmdet  # noqa: F401  registers the types that the config uses
+from apa_mmdet.evaluation.core.masks import decode
 
 _GAP = 6  # pixels between images
 
@@ -36,14 +37,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def load_annotations(dataset, index: int) -> InstanceData:
-    """Return the annotations of an image."""
+    """Return the annotations of an image, with masks if all of them have one."""
     info = dataset.get_data_info(index)
-    instances = info["instances"]
+    instances, size = info["instances"], (info["height"], info["width"])
     boxes = np.array([i["bbox"] for i in instances], dtype=np.float32).reshape(-1, 4)
     labels = np.array([i["bbox_label"] for i in instances], dtype=np.int64)
-    polygons = [[np.asarray(p) for p in i["mask"]] for i in instances]
-    masks = PolygonMasks(polygons, info["height"], info["width"])
-    return InstanceData(bboxes=boxes, labels=labels, masks=masks).to_tensor()
+    annotations = InstanceData(bboxes=boxes, labels=labels)
+    if all("mask" in i for i in instances):
+        bitmaps = []
+        for number, instance in enumerate(instances, start=1):
+            try:
+                bitmaps.append(decode(instance["mask"], *size))
+            except ValueError as error:
+                place = f"{info['img_path']}: instance {number}"
+                raise ValueError(f"{place}: {error}") from None
+        annotations.masks = BitmapMasks(bitmaps, *size)
+    return annotations.to_tensor()
 
 
 def select_detections(predictions: InstanceData, score_thr: float) -> InstanceData:
@@ -51,13 +60,16 @@ def select_detections(predictions: InstanceData, score_thr: float) -> InstanceDa
     predictions = predictions[predictions.scores > score_thr]
     _, keep = nms(predictions.bboxes, predictions.scores, iou_threshold=0.5)
     dets = predictions[keep].numpy()
-    masks = dets.pop("masks").astype(np.uint8)
-    return InstanceData(masks=BitmapMasks(masks, *masks.shape[1:]), **dets).to_tensor()
+    if "masks" in dets:
+        bitmaps = dets.pop("masks").astype(np.uint8)
+        dets.masks = BitmapMasks(bitmaps, *bitmaps.shape[1:])
+    return dets.to_tensor()
 
 
 def resize(instances: InstanceData, scale: float, shape: tuple) -> InstanceData:
     """Resize instances with their image, so that labels stay readable."""
-    instances.masks = instances.masks.resize(shape)
+    if "masks" in instances:
+        instances.masks = instances.masks.resize(shape)
     instances.bboxes = instances.bboxes * scale
     return instances
 

@@ -8,11 +8,13 @@ be matched again: each detection is weighted by how often its image was drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .evaluate import LVISResult
+from .ground_truth import GroundTruth
 from .params import EPS, FREQUENCIES, RECALL_THRS
 from .workers import choose_num_workers, map_chunks, progress_bar
 
@@ -24,7 +26,7 @@ class Difference(NamedTuple):
     """By how much the second result exceeds the first in one figure, fractions of 1.
 
     Attributes:
-        first: The figure of the first result.
+        first: The figure of the first result; of several runs, their mean.
         second: The figure of the second result.
         low: Lower end of the interval of ``second - first``.
         high: Upper end.
@@ -42,6 +44,56 @@ class Difference(NamedTuple):
         """``second - first``."""
         return self.second - self.first
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+class Resamples(NamedTuple):
+    """The figures of a result, fractions of 1, named by :data:`FIGURES`.
+
+    Attributes:
+        figures: float64 (6,): on the images themselves; NaN where undefined.
+        resampled: float64 (num_resamples, 6): on each resample of them.
+        truth: The annotations.
+        iou_thrs: float64 (T,).
+        seed: Of the resamples.
+    """
+
+    figures: np.ndarray
+    resampled: np.ndarray
+    truth: GroundTruth
+    iou_thrs: np.ndarray
+    seed: int
+
+
+def resample(
+    result: LVISResult,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> Resamples:
+    """Return the figures of a result on resamples of its images.
+
+    The same seed draws the same images for every result on them.
+
+    Args:
+        result: What to resample.
+        num_resamples: How many times the images are drawn.
+        seed: Of the resamples.
+        num_workers: Processes; None for one per core if the work takes long enough.
+
+    Raises:
+        ValueError: If ``num_resamples`` is less than 1.
+    """
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples!r}: expected at least 1")
+    seeds = np.random.SeedSequence(seed).spawn(num_resamples)
+    plain = _figures(result, _resample(result, [None]))[0]
+    resampled = _figures(result, _resample_all(result, seeds, num_workers))
+    return Resamples(plain, resampled, result.truth, result.iou_thrs, seed)
+
 
 def compare(
     first: LVISResult,
@@ -54,9 +106,10 @@ def compare(
     """Return the differences of two results on the same images, with intervals.
 
     The interval says what other images of the same kind would give, not how much
-    another training run would change. A class that a resample does not show is left out
-    of it, as AP leaves out classes without annotations. The intervals of APr are
-    therefore rough: rare classes are annotated in few images.
+    another training run would change; for that see :func:`compare_runs`. A class that
+    a resample does not show is left out of it, as AP leaves out classes without
+    annotations. The intervals of APr are therefore rough: rare classes are annotated in
+    few images.
 
     Args:
         first: The baseline.
@@ -73,6 +126,75 @@ def compare(
         ValueError: If the results have different images, classes or thresholds, or a
             number is out of range.
     """
+    _check_comparable(first, second)
+    _check_confidence(confidence_level)
+    runs = [resample(r, num_resamples, seed, num_workers) for r in (first, second)]
+    return compare_runs(runs[:1], runs[1:], confidence_level)
+
+
+def compare_runs(
+    first: Sequence[Resamples],
+    second: Sequence[Resamples],
+    confidence_level: float = 0.95,
+    draw_runs: bool = False,
+) -> dict[str, Difference]:
+    """Return the differences of two methods of several runs each, with intervals.
+
+    On each resample of the images, which all runs share, the difference is the mean
+    over the pairs of runs. With ``draw_runs`` the pairs are drawn with replacement as
+    well, so that the interval also covers how much runs differ from one another. Three
+    runs say little about that; such an interval is still too narrow rather than too
+    wide.
+
+    Args:
+        first: The runs of the baseline.
+        second: As many runs, paired with the first, such as those with the same seed.
+        confidence_level: Of the interval, between 0 and 1.
+        draw_runs: Whether to draw the runs as well as the images.
+
+    Returns:
+        As :func:`compare`.
+
+    Raises:
+        ValueError: If the numbers of runs differ or are 0, or two runs were evaluated
+            or resampled differently.
+    """
+    if not first or len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} and {len(second)} runs: expected as many of both, at least "
+            "one"
+        )
+    for run in (*first, *second):
+        _check_comparable(first[0], run)
+        if (run.seed, len(run.resampled)) != (first[0].seed, len(first[0].resampled)):
+            raise ValueError("the runs were resampled with another seed or number")
+    _check_confidence(confidence_level)
+    values = np.stack([b.resampled - a.resampled for a, b in zip(first, second)])
+    if draw_runs:
+        number, size = values.shape[:2]
+        rng = np.random.default_rng(first[0].seed)
+        drawn = rng.integers(0, number, (number, size))
+        values = values[drawn, np.arange(size)]
+    pooled = values.mean(axis=0)
+    before, after = (
+        np.mean([run.figures for run in runs], axis=0).tolist()
+        for runs in (first, second)
+    )
+    tail = 100 * (1 - confidence_level) / 2
+    differences = {}
+    for index, name in enumerate(FIGURES):
+        column = pooled[np.isfinite(pooled[:, index]), index]
+        plain = before[index], after[index]
+        if np.isfinite(plain).all() and len(column):
+            low, high = np.percentile(column, [tail, 100 - tail]).tolist()
+            above = float((column > 0).mean() + (column == 0).mean() / 2)
+            differences[name] = Difference(*plain, low, high, above)
+    return differences
+
+
+def _check_comparable(
+    first: LVISResult | Resamples, second: LVISResult | Resamples
+) -> None:
     for name in ("image_ids", "class_ids"):
         if not np.array_equal(getattr(first.truth, name), getattr(second.truth, name)):
             raise ValueError(
@@ -84,30 +206,13 @@ def compare(
             "the results were evaluated at different iou_thrs; evaluate both at the "
             "same"
         )
-    if num_resamples < 1 or not 0 < confidence_level < 1:
+
+
+def _check_confidence(level: float) -> None:
+    if not 0 < level < 1:
         raise ValueError(
-            f"num_resamples={num_resamples!r}, confidence_level={confidence_level!r}: "
-            "expected at least 1, and a number between 0 and 1"
+            f"confidence_level={level!r}: expected a number between 0 and 1"
         )
-    # One seed for each resample: both results see the same images.
-    seeds = np.random.SeedSequence(seed).spawn(num_resamples)
-    plain, resampled = [], []
-    for result in (first, second):
-        plain.append(_figures(result, _resample(result, [None])))
-        class_ap = _resample_all(result, seeds, num_workers)
-        resampled.append(_figures(result, class_ap))
-    tail = 100 * (1 - confidence_level) / 2
-    differences = {}
-    for index, name in enumerate(FIGURES):
-        values = resampled[1][:, index] - resampled[0][:, index]
-        values = values[np.isfinite(values)]
-        before, after = (float(figures[0, index]) for figures in plain)
-        if np.isfinite([before, after]).all() and len(values):
-            low, high = np.percentile(values, [tail, 100 - tail])
-            above = float((values > 0).mean() + (values == 0).mean() / 2)
-            bounds = float(low), float(high)
-            differences[name] = Difference(before, after, *bounds, above)
-    return differences
 
 
 def _figures(result: LVISResult, class_ap: np.ndarray) -> np.ndarray:

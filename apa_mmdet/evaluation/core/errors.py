@@ -25,6 +25,13 @@ class InputErrors:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
+    def add(self, kind: str, example: str) -> None:
+        """Add one error."""
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < _MAX_EXAMPLES:
+            examples.append(example)
+
     def add_where(self, kind: str, is_bad: np.ndarray, describe: RowName) -> None:
         """Add an error for every true element; ``describe(i)`` describes one."""
         bad = np.flatnonzero(is_bad)
@@ -55,10 +62,12 @@ class InputErrors:
     ) -> None:
         """Add boxes (n, 4: x, y, width, height) and numbers (n,) that are unusable.
 
-        Numbers must be finite, and boxes must not have a negative size.
+        Numbers must be finite, as must the corners and areas of boxes, and boxes must
+        not have a negative size.
         """
-        is_finite = np.isfinite(boxes).all(axis=1)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            corners, areas = boxes[:, :2] + boxes[:, 2:], boxes[:, 2] * boxes[:, 3]
+            is_finite = np.isfinite(corners).all(axis=1) & np.isfinite(areas)
             is_negative = is_finite & (boxes[:, 2:] < 0).any(axis=1)
         checks = [
             (f"{column.replace('_', ' ')} is not finite", ~np.isfinite(values), values)
@@ -91,12 +100,14 @@ class InputErrors:
             what: Of what.
 
         Raises:
-            ValueError: With the number and the first three of each kind.
+            ValueError: In one line, with the number and the first three of each kind.
         """
         if not self._counts:
             return
-        lines = [f"{self._source}: cannot be evaluated ({total:,} {what} read)"]
-        for kind, count in self._counts.items():
-            first = ", ".join(self._examples[kind])
-            lines.append(f"  {kind}: {count:,}, the first: {first}")
-        raise ValueError("\n".join(lines))
+        kinds = "; ".join(
+            f"{kind}: {count:,}, the first: {', '.join(self._examples[kind])}"
+            for kind, count in self._counts.items()
+        )
+        raise ValueError(
+            f"{self._source}: cannot be evaluated ({total:,} {what} read): {kinds}"
+        )

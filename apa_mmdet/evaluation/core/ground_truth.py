@@ -9,6 +9,7 @@ import numpy as np
 
 from .masks import PackedMasks
 from .params import AREA_NAMES, outside_area_ranges
+from .values import as_id
 
 
 @dataclass
@@ -32,7 +33,8 @@ class GroundTruth:
         frequency: int8 (K,): 0 rare, 1 common, 2 frequent.
         image_counts: int64 (K,), training images that show the class; -1 if unknown.
         label_to_class: int32 (K,): class index of each mmdet label. Labels follow the
-            order of the annotation file.
+            order of the annotation file, or the names given to
+            :func:`~.classes.select_classes`.
         judged_pairs: int64, sorted.
         not_exhaustive_pairs: int64, sorted: pairs in which only some instances are
             annotated.
@@ -73,6 +75,11 @@ class GroundTruth:
         return len(self.class_ids)
 
     @property
+    def names_of_labels(self) -> list[str]:
+        """The name of the class that each label stands for."""
+        return [self.class_names[index] for index in self.label_to_class]
+
+    @property
     def num_pixels(self) -> np.ndarray:
         """Height x width of each image, int64 (N,)."""
         return self.heights.astype(np.int64) * self.widths
@@ -99,13 +106,26 @@ class GroundTruth:
         np.add.at(counts, self.class_index, ~self.ignored())
         return counts
 
+    def take(self, rows: np.ndarray) -> GroundTruth:
+        """Return only some of the annotations; their masks share this one's buffer."""
+        return replace(
+            self,
+            image_index=self.image_index[rows],
+            class_index=self.class_index[rows],
+            boxes=self.boxes[rows],
+            areas=self.areas[rows],
+            ignore=self.ignore[rows],
+            masks=self.masks.take(rows) if self.masks is not None else None,
+        )
+
     def subset(self, image_ids: Iterable[int]) -> GroundTruth:
         """Return the annotations of some images.
 
         Raises:
-            ValueError: If an id is not in the annotation file.
+            ValueError: If an id is not a whole number or not in the annotation file.
         """
-        ids = np.unique(np.asarray(list(image_ids), dtype=np.int64))
+        ids = [as_id(value, "an entry of img_ids") for value in image_ids]
+        ids = np.unique(np.array(ids, np.int64))
         index, is_known = lookup(self.image_ids, ids)
         if not is_known.all():
             unknown = ids[~is_known]
@@ -115,7 +135,7 @@ class GroundTruth:
             )
         new_index = np.full(self.num_images, -1, np.int64)
         new_index[index] = np.arange(len(index))
-        rows = np.flatnonzero(new_index[self.image_index] >= 0)
+        chosen = self.take(np.flatnonzero(new_index[self.image_index] >= 0))
 
         def renumber(pairs: np.ndarray) -> np.ndarray:
             image_index, class_index = np.divmod(pairs, self.num_classes)
@@ -123,18 +143,13 @@ class GroundTruth:
             return self.pairs(image_index, class_index)[image_index >= 0]
 
         return replace(
-            self,
+            chosen,
             image_ids=ids,
             heights=self.heights[index],
             widths=self.widths[index],
             judged_pairs=renumber(self.judged_pairs),
             not_exhaustive_pairs=renumber(self.not_exhaustive_pairs),
-            image_index=new_index[self.image_index[rows]].astype(np.int32),
-            class_index=self.class_index[rows],
-            boxes=self.boxes[rows],
-            areas=self.areas[rows],
-            ignore=self.ignore[rows],
-            masks=self.masks.take(rows) if self.masks is not None else None,
+            image_index=new_index[chosen.image_index].astype(np.int32),
         )
 
 

@@ -1,7 +1,8 @@
 """Many masks in a few arrays: COCO's compressed run lengths, end to end.
 
-What goes in is checked in two places: :func:`encode` refuses a segmentation of the
-wrong form or size, :func:`find_damaged` finds run lengths that do not fill their image.
+What goes in is checked in two places: :func:`encode` refuses what
+:func:`.segmentation.parse_segmentation` does, :func:`find_damaged` finds run lengths
+that do not fill their image.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-_CHECKED_AT_ONCE = 200  # masks; their runs fit in the cache
+from .segmentation import parse_segmentation
+
+_CHECKED_AT_ONCE = 300  # masks; their runs fit in the cache
 _MAX_CHARS = 7  # of a run, 5 bits each
+_SIGNED = (np.arange(32) ^ 16) - 16  # the value of a run's last 5 bits
 
 
 @functools.cache
@@ -95,37 +99,35 @@ class PackedMasks:
 def encode(segmentation: Any, height: int, width: int) -> bytes:
     """Return the compressed RLE of a segmentation in any of COCO's forms.
 
+    A compressed RLE is returned as it is, so its runs need :func:`find_damaged`.
+
     Args:
-        segmentation: Polygons ``[[x1, y1, ...], ...]``, an uncompressed RLE, or a
-            compressed one, which is returned as it is (see :func:`find_damaged`).
+        segmentation: See :func:`.segmentation.parse_segmentation`.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
 
     Raises:
-        ValueError: If it is none of these, is empty, or its size is not the image's.
+        ValueError: If the segmentation is not one, or does not fit the image.
     """
-    if isinstance(segmentation, list):
-        polygons = mask_api().frPyObjects(segmentation, height, width)
-        return mask_api().merge(polygons)["counts"]
-    if not isinstance(segmentation, dict) or not (
-        "size" in segmentation and "counts" in segmentation
-    ):
-        raise ValueError(
-            f"a segmentation of type {type(segmentation).__name__}; expected polygons "
-            "or an RLE with size and counts"
-        )
-    size = [int(length) for length in segmentation["size"]]
-    if size != [height, width]:
-        raise ValueError(
-            f"a mask of {size[0]} x {size[1]} in an image of {height} x "
-            f"{width} (height x width)"
-        )
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        counts = mask_api().frPyObjects(segmentation, height, width)["counts"]
-    if not counts:
-        raise ValueError("an RLE whose counts are empty")
-    return counts.encode() if isinstance(counts, str) else counts
+    parsed = parse_segmentation(segmentation, height, width)
+    if isinstance(parsed, bytes):
+        return parsed
+    if isinstance(parsed, list):
+        return mask_api().merge(mask_api().frPyObjects(parsed, height, width))["counts"]
+    rle = dict(size=[height, width], counts=parsed)
+    return mask_api().frPyObjects(rle, height, width)["counts"]
+
+
+def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Return the bitmap of a segmentation, uint8 (height, width).
+
+    Raises:
+        ValueError: As by :func:`encode`, or if an RLE does not fill the image.
+    """
+    counts = encode(segmentation, height, width)
+    if find_damaged(PackedMasks.pack([counts]), np.array([height * width])).any():
+        raise ValueError("a damaged mask, an RLE that does not fill its image")
+    return mask_api().decode(dict(size=[height, width], counts=counts))
 
 
 def encode_bitmaps(bitmaps: np.ndarray) -> list[bytes]:
@@ -148,7 +150,7 @@ def find_damaged(masks: PackedMasks, num_pixels: np.ndarray) -> np.ndarray:
     present = np.flatnonzero(masks.lengths)
     for begin in range(0, len(present), _CHECKED_AT_ONCE):
         rows = present[begin : begin + _CHECKED_AT_ONCE]
-        is_damaged[rows] = _sum_of_runs(masks.take(rows).compact()) != num_pixels[rows]
+        is_damaged[rows] = _sum_of_runs(masks.take(rows)) != num_pixels[rows]
     return is_damaged
 
 
@@ -159,26 +161,32 @@ def _sum_of_runs(masks: PackedMasks) -> np.ndarray:
     lowest first, and whether more follow. The value is signed. From the fourth run on
     it is the difference from the run before the previous one.
 
-    The masks must not be empty, and their buffer must hold nothing else.
+    The masks must not be empty.
     """
-    char = masks.buffer - np.uint8(ord("0"))  # wraps around
-    is_last = char < 32
-    is_broken = char > 63
-    ends = masks.stop - 1
-    is_broken[ends] |= ~is_last[ends]
-    is_last[ends] = True  # so that each mask begins with a new run
-    last = np.flatnonzero(is_last)
+    if (masks.start[1:] != masks.stop[:-1]).any():
+        masks = masks.compact()
+    start, stop = masks.start - masks.start[0], masks.stop - masks.start[0]
+    char = masks.buffer[masks.start[0] : masks.stop[-1]] - np.uint8(ord("0"))  # wraps
+    is_bad = np.zeros(len(masks), bool)
+    ends = stop - 1
+    if char.max() > 63 or char[ends].max() > 31:
+        is_broken = char > 63
+        is_broken[ends] |= char[ends] > 31
+        is_bad[np.searchsorted(stop, np.flatnonzero(is_broken), side="right")] = True
+        char[ends] &= 31  # so that each mask begins with a new run
+    last = np.flatnonzero(char < 32)  # characters of the runs
     num_chars = np.diff(last, prepend=-1)
-    bits = char & 31
-    run = (bits[last] ^ 16).astype(np.int64) - 16  # extends the sign
-    for place in range(1, min(num_chars.max(), _MAX_CHARS)):
-        longer = np.flatnonzero(num_chars > place)
-        run[longer] = run[longer] << 5 | bits[last[longer] - place]
-    is_broken[last[num_chars > _MAX_CHARS]] = True
+    run = _SIGNED[char[last]]
+    longer, place = np.flatnonzero(num_chars > 1), 1
+    while len(longer) and place < _MAX_CHARS:
+        run[longer] = run[longer] << 5 | (char[last[longer] - place] & 31)
+        place += 1
+        longer = longer[num_chars[longer] > place]
+    first = np.searchsorted(last, start)  # each mask's first run
+    is_bad[np.searchsorted(first, longer, side="right") - 1] = True
 
-    first = np.searchsorted(last, masks.start)  # each mask's first run
     total = run[first]
-    is_bad = total < 0
+    is_bad |= total < 0
     run[first] = 0  # it is not part of the differences
     for parity in (0, 1):
         # Every other run, as a sum that goes on from one mask to the next.
@@ -190,7 +198,6 @@ def _sum_of_runs(masks: PackedMasks) -> np.ndarray:
         is_bad |= (number > 0) & (lowest < before)
         sums = np.add.reduceat(sums, edges)[:-1] - number * before
         total += np.where(number > 0, sums, 0)
-    is_bad[np.searchsorted(masks.stop, np.flatnonzero(is_broken), side="right")] = True
     return np.where(is_bad, -1, total)
 
 

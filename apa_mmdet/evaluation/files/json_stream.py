@@ -13,15 +13,22 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 _BLOCK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\r\n]*")
 _GZIP = b"\x1f\x8b"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # The JSON parser that runs out of text reports an error at most the longest literal
 # ("-Infinity", "\u12ab") before its end.
 _LITERAL = 16
+# What can be left of a truncated text where the parser stops: nothing, or the beginning
+# of a literal, of a number's fraction or exponent, or of an escape.
+_UNFINISHED = re.compile(
+    r"|t(ru?)?|f(a(ls?)?)?|n(ul?)?|Na?|-?(I(n(f(i(ni?)?)?)?)?)?|-Infinit|Infinit"
+    r"|\.|[eE][+-]?|u[0-9a-fA-F]{0,3}"
+)
 
 
 def iter_array(path: str | os.PathLike[str]) -> Iterator[Any]:
@@ -44,10 +51,16 @@ def iter_array(path: str | os.PathLike[str]) -> Iterator[Any]:
         text.expect_end()
 
 
-def iter_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+def iter_members(
+    path: str | os.PathLike[str], lists: Collection[str] = ()
+) -> Iterator[tuple[str, Any]]:
     """Yield ``(key, value)`` of the object in a JSON file.
 
     A list is yielded element by element, each with the list's key.
+
+    Args:
+        path: The file, plain or gzip.
+        lists: Keys that must be there, with a list.
 
     Raises:
         ValueError: As :func:`iter_array`, or if the file holds something other than an
@@ -58,23 +71,35 @@ def iter_members(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         text = _Text(file, str(path))
         if text.peek() != "{":
             raise ValueError(f"{path}: expected a JSON object, found {text.excerpt()}")
+        missing = dict.fromkeys(lists)
         for _ in text.entries(",}"):
             key = text.value()
             if not isinstance(key, str):
                 raise text.not_json("expected a name in quotes")
             text.step_over(":")
+            missing.pop(key, None)
             if text.peek() == "[":
                 for element in text.elements():
                     yield key, element
+            elif key in lists:
+                raise ValueError(
+                    f"{path}: {key} is {text.excerpt()}; expected a list [...]"
+                )
             else:
                 yield key, text.value()
         text.expect_end()
+        if missing:
+            raise ValueError(
+                f"{path}: no {', '.join(missing)}; expected a list of them"
+            )
 
 
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
     with open(path, "rb") as file:
-        zipped = file.read(2) == _GZIP
-    return gzip.open(path) if zipped else open(path, "rb")
+        begin = file.read(2)
+    if begin in _UTF_16:
+        raise ValueError(f"{path}: UTF-16 text; expected UTF-8, so convert the file")
+    return gzip.open(path) if begin == _GZIP else open(path, "rb")
 
 
 class _Text:
@@ -89,7 +114,8 @@ class _Text:
         self._elements = 0  # of the list being read
         self._is_at_end = False
         self._decode = json.JSONDecoder().raw_decode
-        self._decode_bytes = codecs.getincrementaldecoder("utf-8")().decode
+        # "sig" skips a byte-order mark, which Windows programs write.
+        self._decode_bytes = codecs.getincrementaldecoder("utf-8-sig")().decode
 
     def peek(self) -> str:
         """Return the next character other than a space, '' at the end of the file."""
@@ -118,6 +144,8 @@ class _Text:
             return
         yield
         while self.step_over(separators) == ",":
+            if self.peek() == separators[1]:
+                raise self.not_json("nothing follows the comma")
             yield
 
     def elements(self) -> Iterator[Any]:
@@ -141,12 +169,14 @@ class _Text:
                 near_end = error.pos >= len(self._buffer) - _LITERAL
                 if (in_string or near_end) and self._read():
                     continue
-                if self._is_at_end and (in_string or near_end):
-                    raise self._truncated() from None
-                if error.pos == self._position and not self.peek():
+                rest = self._buffer[error.pos :].strip()
+                if self._is_at_end and (in_string or _UNFINISHED.fullmatch(rest)):
                     raise self._truncated() from None
                 self._position = error.pos
                 raise self.not_json(error.msg) from None
+            except (ValueError, RecursionError) as error:
+                # An integer of thousands of digits, brackets thousands deep.
+                raise self.not_json(str(error)) from None
             # A number at the end of the buffer may continue after it: 12 as 12.5e-3.
             if end >= len(self._buffer) - len("e-") and self._read():
                 continue
@@ -198,15 +228,19 @@ class _Text:
         """Return about that many characters, '' at the end of the file."""
         pieces = []
         try:
-            while length > 0:
-                data = self._file.read1(length)
+            while length > 0 or not any(pieces):  # a byte can be part of a character
+                data = self._file.read1(max(length, 1))
                 if not data:
                     break
                 pieces.append(self._decode_bytes(data))
                 length -= len(data)
         except EOFError:
             pass  # a truncated gzip stream; the parser notices
-        except (UnicodeDecodeError, OSError, zlib.error) as error:
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{self._name}: not UTF-8 text; expected JSON, plain or gzip"
+            ) from None
+        except (OSError, zlib.error) as error:
             raise ValueError(
                 f"{self._name}: cannot be read after character "
                 f"{self._dropped + len(self._buffer):,} ({error}); write or copy the "

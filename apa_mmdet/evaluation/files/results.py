@@ -14,10 +14,14 @@ from ..core.detections import Detections
 from ..core.errors import InputErrors
 from ..core.ground_truth import GroundTruth
 from ..core.masks import PackedMasks, encode, measure
+from ..core.segmentation import parse_segmentation
+from ..core.values import as_box, as_id, as_number, as_object, field
 from ..core.workers import progress_bar
 from .json_stream import iter_array
 
-_WRITTEN_AT_ONCE = 10_000  # detections that are Python objects at the same time
+# Detections that are Python objects at the same time.
+_WRITTEN_AT_ONCE = 10_000
+_CHECKED_AT_ONCE = 10_000
 
 
 def read_results(
@@ -53,14 +57,15 @@ class _Reader:
         self._path = path
         self._truth = truth
         self._with_masks = with_masks
+        self._errors = InputErrors(path)
         self._has_boxes = True
         self._image_ids = array("q")
         self._category_ids = array("q")
         self._scores = array("d")
         self._boxes = array("d")
         self._ids = array("q")
-        self._counts: list[bytes] = []
-        self._wrong_sizes: dict[int, str] = {}
+        self._unchecked: list[tuple[bytes, int, bool]] = []
+        self._masks = [PackedMasks.pack([])]
         self._sizes = {
             int(i): (int(h), int(w))
             for i, h, w in zip(truth.image_ids, truth.heights, truth.widths)
@@ -70,58 +75,100 @@ class _Reader:
         self._judged = set(zip(image_ids, truth.class_ids[class_index].tolist()))
 
     def append(self, item: Any) -> None:
-        if not len(self._image_ids):
-            self._inspect_first(item)
+        """Read a result."""
+        row, num_ids = len(self._scores), len(self._ids)
         try:
-            image_id, category_id = item["image_id"], item["category_id"]
-            if self._has_boxes:
-                x, y, width, height = item["bbox"]  # neither more nor fewer
-                self._boxes.extend((x, y, width, height))
-            self._image_ids.append(image_id)
-            self._category_ids.append(category_id)
-            self._scores.append(item["score"])
-            if "id" in item:
-                self._ids.append(item["id"])
-            if self._with_masks:
-                self._counts.append(self._mask(image_id, category_id, item))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(
-                f"{self._path}: result {len(self._image_ids)} cannot be read "
-                f"({problem}): {json.dumps(item)[:200]}; expected image_id, "
-                "category_id, score, and bbox as [x, y, width, height] or segmentation"
-            ) from None
+            if not row:
+                self._inspect_first(as_object(item))
+            try:
+                self._append(item)
+            except (KeyError, OverflowError, TypeError, ValueError):
+                # Arrays take no other values than these, but do not say what is wrong.
+                for column in (self._image_ids, self._category_ids):
+                    del column[row:]
+                del self._boxes[4 * row :], self._ids[num_ids:]
+                self._append(self._check_fields(item))
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {_name(row)}: {error}") from None
 
-    def _inspect_first(self, item: Any) -> None:
+    def _inspect_first(self, item: dict[str, Any]) -> None:
         """Decide from the first result whether boxes and masks are read."""
-        if not isinstance(item, dict):
-            return
         self._has_boxes = "bbox" in item
         if not self._has_boxes:
             self._with_masks = True  # boxes and areas come from there
         if self._with_masks and "segmentation" not in item:
             raise ValueError(
-                f"{self._path}: the first result has no segmentation; evaluate boxes "
-                "(--metric bbox), or give a results file with masks"
+                "has no segmentation; evaluate boxes (--metric bbox), or give a "
+                "results file with masks"
             )
 
-    def _mask(self, image_id: int, category_id: int, item: dict) -> bytes:
-        if image_id not in self._sizes:
-            return b""  # reported by finish(), with all others of its kind
-        segmentation, size = item["segmentation"], self._sizes[image_id]
-        if isinstance(segmentation, dict) and tuple(segmentation["size"]) != size:
-            height, width = segmentation["size"]
-            self._wrong_sizes[len(self._counts)] = (
-                f"{height} x {width} in image {image_id} of {size[0]} x {size[1]}"
-            )
-            return b""
-        if (image_id, category_id) not in self._judged:
-            return b""
-        return encode(segmentation, *size)
+    def _append(self, item: dict[str, Any]) -> None:
+        if self._has_boxes:
+            x, y, width, height = item["bbox"]  # neither more nor fewer
+            self._boxes.extend((x, y, width, height))
+        elif "bbox" in item:
+            raise ValueError
+        segmentation = item["segmentation"] if self._with_masks else None
+        if "id" in item:
+            self._ids.append(item["id"])
+        image_id, category_id = item["image_id"], item["category_id"]
+        self._image_ids.append(image_id)
+        self._category_ids.append(category_id)
+        self._scores.append(item["score"])
+        if self._with_masks:
+            self._add_mask(image_id, category_id, segmentation)
+
+    def _check_fields(self, item: Any) -> dict[str, Any]:
+        """Return a result's fields in the types of the arrays."""
+        names = ("image_id", "category_id")
+        checked = {name: as_id(field(as_object(item), name), name) for name in names}
+        checked["score"] = as_number(field(item, "score"), "score")
+        if self._has_boxes:
+            checked["bbox"] = as_box(field(item, "bbox"), "bbox")
+        elif "bbox" in item:
+            raise ValueError("has a bbox, but the first result has none")
+        if self._with_masks:
+            checked["segmentation"] = field(item, "segmentation")
+        if item.get("id") is not None:
+            checked["id"] = as_id(item["id"], "id")
+        return checked
+
+    def _add_mask(self, image_id: int, category_id: int, segmentation: Any) -> None:
+        counts, is_judged = b"", (image_id, category_id) in self._judged
+        height, width = self._sizes.get(image_id, (0, 0))
+        if image_id in self._sizes:  # finish() reports the others
+            try:
+                if is_judged or isinstance(segmentation, dict):
+                    counts = encode(segmentation, height, width)
+                else:  # nobody will need it
+                    parse_segmentation(segmentation, height, width)
+            except ValueError as error:
+                row = len(self._image_ids) - 1
+                name = f"{_name(row)} (image {image_id}: {error})"
+                self._errors.add("unusable mask", name)
+        self._unchecked.append((counts, height * width, is_judged))
+        if len(self._unchecked) >= _CHECKED_AT_ONCE:
+            self._check_masks()
+
+    def _check_masks(self) -> None:
+        """Check masks, and keep those that are judged: nothing decodes the others."""
+        if not self._unchecked:
+            return
+        counts, num_pixels, is_judged = zip(*self._unchecked)
+        begin = len(self._image_ids) - len(counts)
+        self._errors.add_damaged(
+            lambda i: self._name_with_image(begin + i),
+            PackedMasks.pack(counts),
+            np.array(num_pixels),
+        )
+        kept = (each if keep else b"" for each, keep in zip(counts, is_judged))
+        self._masks.append(PackedMasks.pack(kept))
+        self._unchecked = []
 
     def finish(self) -> Detections:
         """Check what was read and return it."""
-        truth, errors = self._truth, InputErrors(str(self._path))
+        truth, errors = self._truth, self._errors
+        self._check_masks()
         scores = np.asarray(self._scores)
         boxes = np.asarray(self._boxes).reshape(-1, 4)
         ids = np.asarray(self._image_ids)
@@ -129,15 +176,6 @@ class _Reader:
         ids = np.asarray(self._category_ids)
         class_index = errors.index_of("category_id", truth.class_ids, ids, _name)
         errors.add_bad_numbers(self._name_with_image, boxes, score=scores)
-        masks = PackedMasks.pack(self._counts) if self._with_masks else None
-        if masks is not None:
-            errors.add_where(
-                "mask of another size than its image (height x width)",
-                np.isin(np.arange(len(masks)), [*self._wrong_sizes]),
-                lambda i: f"{_name(i)} {self._wrong_sizes[i]}",
-            )
-            num_pixels = truth.num_pixels[image_index]
-            errors.add_damaged(self._name_with_image, masks, num_pixels)
         if len(self._ids) == len(scores):  # LVIS's format has no ids, COCO's has
             errors.add_repeated(
                 "id of another result",
@@ -145,6 +183,7 @@ class _Reader:
                 lambda i: f"{_name(i)} (id {self._ids[i]})",
             )
         errors.raise_if_any(len(scores))
+        masks = PackedMasks.concatenate(self._masks) if self._with_masks else None
         areas = None
         if not self._has_boxes:
             size = truth.heights[image_index], truth.widths[image_index]
@@ -156,7 +195,7 @@ class _Reader:
 
 
 def _name(row: int) -> str:
-    return f"result {row}"
+    return f"result {row + 1}"
 
 
 def has_masks(path: str | os.PathLike[str]) -> bool:

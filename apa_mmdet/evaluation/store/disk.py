@@ -22,6 +22,8 @@ class Shard(NamedTuple):
     Attributes:
         image_index: int32 (images,).
         num_dets: int32 (images,): detections of each image, which follow one another.
+        is_empty: bool (images,): whether the model detected nothing, rather than
+            nothing that is kept.
         class_index: int32 (n,).
         scores: float32 (n,).
         mask_scores: float32 (n,); the scores, unless the model scores masks separately.
@@ -32,6 +34,7 @@ class Shard(NamedTuple):
 
     image_index: np.ndarray
     num_dets: np.ndarray
+    is_empty: np.ndarray
     class_index: np.ndarray
     scores: np.ndarray
     mask_scores: np.ndarray
@@ -118,6 +121,13 @@ class ShardReader:
         for file in self._files():
             times += np.bincount(file["image_index"], minlength=len(times))
         return times
+
+    def num_without_detections(self) -> int:
+        """Return in how many images the model detected nothing."""
+        is_empty = np.zeros(self._truth.num_images, bool)
+        for file in self._files():
+            is_empty[file["image_index"]] = file["is_empty"]
+        return int(is_empty.sum())
 
     def detections(self, iou_type: str) -> Iterator[Detections]:
         """Yield the detections of each shard; of a repeated image only the first."""

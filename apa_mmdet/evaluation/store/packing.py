@@ -70,9 +70,10 @@ class PredictionPacker:
         masks = predictions["masks"] if "masks" in predictions else None
         errors = InputErrors(f"predictions of image {image_id}")
         errors.add_where(
-            f"label outside the annotation file's {truth.num_classes} categories",
+            f"label outside the {truth.num_classes} classes that are evaluated (the "
+            "data set's metainfo['classes'])",
             (labels < 0) | (labels >= truth.num_classes),
-            lambda i: f"detection {i} ({labels[i]})",
+            lambda i: f"{_name(i)} ({labels[i]})",
         )
         errors.add_bad_numbers(_name, as_xywh(boxes), **numbers)
         if masks is not None:
@@ -80,7 +81,8 @@ class PredictionPacker:
         elif self._with_masks:
             raise ValueError(
                 f"image {image_id} has no masks, but metric has 'segm'; evaluate only "
-                "boxes with --cfg-options test_evaluator.metric=bbox"
+                "boxes with --cfg-options test_evaluator.metric=bbox, in training "
+                "val_evaluator.metric=bbox"
             )
         errors.raise_if_any(len(labels))
 
@@ -99,6 +101,7 @@ class PredictionPacker:
         return Shard(
             np.array([index], np.int32),
             np.array([len(kept)], np.int32),
+            np.array([not len(labels)]),
             dets.class_index[kept],
             scores[kept],
             numbers.get("mask_score", scores)[kept],
@@ -117,7 +120,7 @@ class PredictionPacker:
             f"mask of another size than its image, {size[0]} x {size[1]} (height x "
             "width)",
             np.array([any(size) and each != size for each in sizes], bool),
-            lambda i: f"detection {i} {sizes[i][0]} x {sizes[i][1]}",
+            lambda i: f"{_name(i)} {sizes[i][0]} x {sizes[i][1]}",
         )
 
     def _encode(self, errors: InputErrors, masks: Any, rows: np.ndarray) -> list[bytes]:
@@ -137,7 +140,7 @@ class PredictionPacker:
 
 
 def _name(row: int) -> str:
-    return f"detection {row}"
+    return f"detection {row + 1}"
 
 
 def _to_numpy(values: Any) -> np.ndarray:

@@ -197,14 +197,22 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         Args:
             setting: The setting that needs them, for the message.
         """
-        self._has_frequency = self._has_frequency or bool(self.class_frequency.any())
-        if not self._has_frequency:
+        if not self._knows_frequency():
             raise RuntimeError(
                 f"{setting} needs the training data's class frequencies, and APALoss "
                 f"has none. Add dict(type='ClassFrequencyHook') to custom_hooks, load "
                 f"a checkpoint with class_frequency, call set_class_frequency(), or "
                 f"drop {setting}"
             )
+
+    def _knows_frequency(self) -> bool:
+        if not self._has_frequency:
+            self._has_frequency = bool(self.class_frequency.any())
+        return self._has_frequency
+
+    # As torch.compiler.assume_constant_result, without importing the compiler: a branch
+    # on the tensor would break the graph.
+    _knows_frequency._dynamo_marked_constant = True
 
 
 def lam_of_frequency(frequency: Tensor) -> Tensor:

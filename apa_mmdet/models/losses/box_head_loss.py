@@ -16,6 +16,7 @@ class BoxHeadLossMixin:
 
     custom_cls_channels = custom_activation = custom_accuracy = True
     has_background_logit = False
+    use_sigmoid = True  # scores of classes are independent of one another
 
     @staticmethod
     def check_num_classes(num_classes: int) -> None:

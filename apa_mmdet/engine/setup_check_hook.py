@@ -1,0 +1,70 @@
+"""The hook that refuses what would go wrong without a word, or only hours later."""
+
+from __future__ import annotations
+
+from mmdet.registry import HOOKS
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from ..datasets.labels import check_labels
+
+# In the name of a module or its class: it may be what predicts masks.
+_MASK_WORDS = ("mask", "panoptic", "seg")
+
+
+@HOOKS.register_module()
+class SetupCheckHook(Hook):
+    """Check, before the first iteration, that data, model and metrics fit together.
+
+    - The labels of the training data must mean what ``metainfo['classes']`` says
+      (:func:`~apa_mmdet.datasets.labels.check_labels`).
+    - A metric of masks needs a model that predicts masks. A detector that has no mask
+      head usually inherited ``metric=['bbox', 'segm']``.
+
+    Raises:
+        ValueError: If they do not.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Check what this run uses."""
+        # Only the loops of this run have been built. Reading runner.train_loop instead
+        # would build the training data set even to test.
+        if isinstance(runner._train_loop, BaseLoop):
+            check_labels(runner._train_loop.dataloader.dataset)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for split, loop in (("val", runner._val_loop), ("test", runner._test_loop)):
+            evaluator = getattr(loop, "evaluator", None)
+            if isinstance(evaluator, Evaluator) and not _may_predict_masks(model):
+                setting = f"{split}_evaluator"
+                is_list = isinstance(getattr(runner, f"_{setting}"), (list, tuple))
+                _refuse_masks(evaluator, setting, is_list, model)
+
+
+def _may_predict_masks(model: nn.Module) -> bool:
+    """Return False only for detectors of MMDetection without anything for masks."""
+    if getattr(model, "with_mask", True):
+        return True
+    return any(
+        word in f"{name} {type(module).__name__}".lower()
+        for name, module in model.named_modules()
+        for word in _MASK_WORDS
+    )
+
+
+def _refuse_masks(
+    evaluator: Evaluator, setting: str, is_list: bool, model: nn.Module
+) -> None:
+    for index, metric in enumerate(evaluator.metrics):
+        metrics = getattr(metric, "metrics", ())
+        if "segm" not in metrics:
+            continue
+        name = f"{setting}.{index}.metric" if is_list else f"{setting}.metric"
+        others = [each for each in metrics if each != "segm"] or ["bbox"]
+        value = others[0] if len(others) == 1 else f"[{','.join(others)}]"
+        raise ValueError(
+            f"{name} has 'segm', but {type(model).__name__} has no mask head and "
+            f"predicts boxes only; evaluate those, with --cfg-options {name}={value}"
+        )
