@@ -32,8 +32,8 @@ class APABBoxHead(Shared2FCBBoxHead):
             class's share of the training data's ``class_frequency``. The bias is the
             logit for it at the loss's initial lam and kappa. By default the published
             bias of -2.
-        foreground_share: Share of foreground among the proposals, in (0, 1); MMDetection
-            samples at most a quarter.
+        foreground_share: Share of foreground among the proposals, in (0, 1); a quarter
+            is the most that MMDetection samples by default.
         init_cfg: As in mmdet's Shared2FCBBoxHead; if given, nothing is added to it.
         **kwargs: As in mmdet's Shared2FCBBoxHead.
 
