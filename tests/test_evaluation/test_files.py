@@ -128,7 +128,8 @@ def test_members_that_must_be_lists(tmp_path, value):
     path = tmp_path / "x.json"
     path.write_text(f'{{"a": [1], "b": {value}}}')
     assert list(iter_members(path, ["a"]))[0] == ("a", 1)
-    with pytest.raises(ValueError, match="x.json: b is .*; expected a list"):
+    expected = f"{path}: b is {value}; expected a list"
+    with pytest.raises(ValueError, match=re.escape(expected)):
         list(iter_members(path, ["a", "b"]))
     with pytest.raises(ValueError, match="x.json: no c; expected a list"):
         list(iter_members(path, ["a", "c"]))
@@ -253,7 +254,7 @@ def test_entries_of_annotation_files_are_refused_by_position(case, entries):
     assert_refused(
         case,
         lambda data: data.update({entries: None}),
-        f"{entries} is 'null.*; expected",
+        f"{entries} is null; expected",
     )
     assert_refused(
         case, lambda data: data.pop(entries), f"no {entries}; expected a list"
