@@ -504,8 +504,9 @@ def test_all_errors_in_results_are_reported_at_once(case):
         "box of negative size (x, y, width, height): 1, the first: result 9",
         "[0.0, 0.0, -4.0, 4.0]",
         "box is not finite: 1, the first: result 10",
-        f"unusable mask: 1, the first: result 11 (image {image}: RLE size is [7, 9] in "
-        "an image of ",
+        "no usable mask (mend the file, or evaluate boxes with --metric bbox, in a "
+        f"config metric='bbox'): 1, the first: result 11 (image {image}) (RLE size is "
+        "[7, 9] in an image of ",
         "damaged mask, an RLE that does not fill its image: 1, the first: result 14 "
         f"(image {image})",
         "id of another result: 2, the first: result 12 (id 3), result 13 (id 3)",
@@ -557,10 +558,10 @@ def test_a_fault_in_a_later_result_is_reported_with_its_position(case):
     ("counts", "message"),
     [
         (lambda counts: counts[:-1], r"damaged mask, .*: 1, the first: result {row} "),
-        (lambda counts: str(counts.encode()), r"unusable mask: 1, .*Python's text for"),
+        (lambda counts: str(counts.encode()), r"no usable mask .*: 1, .*Python's text"),
         (
             lambda counts: "",
-            r"unusable mask: 1, .*result {row} \(image .*: RLE counts is",
+            r"no usable .*result {row} \(image .*RLE counts is",
         ),
     ],
 )
