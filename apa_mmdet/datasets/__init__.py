@@ -1,4 +1,4 @@
-"""Class frequencies, the data files of configs, and the mini-LVIS generator."""
+"""Own data in LVIS's format, class frequencies, files of configs, and mini-LVIS."""
 
 from .class_frequency import class_frequency
 from .data_files import check_files

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..evaluation.core.masks import encode, mask_api
 from ..evaluation.files.annotations import load_ground_truth
-from ..evaluation.files.json_stream import iter_members
+from .coco_file import CocoFile
 
 EXHAUSTIVE = ("all", "annotated", "none")
-_LISTS = ("images", "annotations", "categories")
-_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
 
 
 class Converted(NamedTuple):
@@ -95,7 +92,7 @@ def coco_to_lvis(
             raise ValueError(
                 f"{path}: would be overwritten; choose another folder than {out_dir}"
             )
-    splits = {split: _Split(path) for split, path in files.items()}
+    splits = {split: CocoFile(path) for split, path in files.items()}
     train = splits["train"]
     for split in splits.values():
         _require_same_categories(train, split)
@@ -108,7 +105,7 @@ def coco_to_lvis(
     unchecked = {split: out_dir / f".{split}.json.unchecked" for split in splits}
     try:
         for name, split in splits.items():
-            text = json.dumps(split.to_lvis(categories, exhaustive))
+            text = json.dumps(_to_lvis(split, categories, exhaustive))
             unchecked[name].write_text(text, encoding="utf-8")
             _check(unchecked[name], split)
         for name, path in unchecked.items():
@@ -131,155 +128,27 @@ def coco_to_lvis(
     }
 
 
-class _Split:
-    """One COCO file, with what LVIS needs to know of it."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        self.categories: list[dict] = []
-        self.licenses: list[dict] = []
-        self.num_crowds = self.num_empty = 0
-        for key, item in iter_members(path):
-            if key not in (*_LISTS, "licenses"):
-                continue
-            items = getattr(self, key)
-            if not isinstance(item, dict):
-                raise ValueError(
-                    f"{path}: {key} has {_describe_value(item)} in position "
-                    f"{len(items) + 1}, expected a list of objects"
-                )
-            items.append(item)
-        for key in _LISTS:
-            if not getattr(self, key):
-                raise ValueError(f"{path}: no {key}; expected COCO's annotation format")
-        self._check_images()
-        self._check_categories()
-        self._read_annotations()
-
-    def _check_images(self) -> None:
-        self._sizes = {}
-        for position, image in enumerate(self.images, start=1):
-            if "neg_category_ids" in image:
-                raise ValueError(
-                    f"{self.path}: {_name('image', position, image)} has "
-                    f"neg_category_ids already: the file is in LVIS format; use it as "
-                    f"it is, or remove the lists to compute them anew"
-                )
-            image_id, height, width = (
-                self._whole_number("image", position, image, key)
-                for key in ("id", "height", "width")
-            )
-            if height < 1 or width < 1:
-                raise ValueError(
-                    f"{self.path}: {_name('image', position, image)} has height "
-                    f"{height} and width {width}, expected pixels of the image file"
-                )
-            file_name = image.get("file_name", image.get("coco_url"))
-            if not isinstance(file_name, str):
-                raise ValueError(
-                    f"{self.path}: {_name('image', position, image)} has file_name "
-                    f"{file_name!r}, expected its path below the folder of images"
-                )
-            self._sizes[image_id] = height, width
-
-    def _check_categories(self) -> None:
-        names = {}
-        for position, category in enumerate(self.categories, start=1):
-            category_id = self._whole_number("category", position, category, "id")
-            name = category.get("name")
-            if not isinstance(name, str):
-                raise ValueError(
-                    f"{self.path}: {_name('category', position, category)} has name "
-                    f"{name!r}, expected a string"
-                )
-            names.setdefault(name, []).append(category_id)
-        self.ids_by_name = names
-
-    def _read_annotations(self) -> None:
-        """Fill in areas, leave out what LVIS does not have, and collect the classes."""
-        self.shown: dict[int, set[int]] = defaultdict(set)  # classes by image
-        self.not_exhaustive: dict[int, set[int]] = defaultdict(set)
-        self.used: set[int] = set()
-        annotations, self.annotations = self.annotations, []
-        for position, item in enumerate(annotations, start=1):
-            self._whole_number("annotation", position, item, "id")
-            image_id, category_id = (
-                self._whole_number("annotation", position, item, key)
-                for key in ("image_id", "category_id")
-            )
-            self.used.add(category_id)
-            if item.get("iscrowd") or item.get("ignore"):
-                self.not_exhaustive[image_id].add(category_id)
-                self.num_crowds += 1
-                continue
-            if not item.get("segmentation"):  # boxes only; some tools write []
-                item.pop("segmentation", None)
-            self._fill_area(position, item)
-            if 0 in (item["area"], *item["bbox"][2:]):
-                self.num_empty += 1
-                continue
-            self.shown[image_id].add(category_id)
-            self.annotations.append(item)
-
-    @property
-    def num_boxes_only(self) -> int:
-        return sum("segmentation" not in item for item in self.annotations)
-
-    def _fill_area(self, position: int, item: dict) -> None:
-        where = f"{self.path}: {_name('annotation', position, item)}"
-        box = item.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            raise ValueError(
-                f"{where} has bbox {box!r}, expected [x, y, width, height] in pixels"
-            )
-        if item.get("area") is None:
-            item["area"] = float(box[2] * box[3])
-            size = self._sizes.get(item["image_id"])
-            if size and "segmentation" in item:
-                try:
-                    counts = encode(item["segmentation"], *size)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{where}: {error}") from None
-                rle = dict(size=list(size), counts=counts)
-                item["area"] = float(mask_api().area(rle))
-        if not _is_number(item["area"]) or item["area"] < 0:
-            raise ValueError(
-                f"{where} has area {item['area']!r}, expected a number of pixels; "
-                f"without an area it is computed"
-            )
-
-    def _whole_number(self, kind: str, position: int, item: dict, key: str) -> int:
-        """Return a whole number, which it also becomes in the item: 1.0 is 1."""
-        value = item.get(key)
-        if not _is_number(value) or value != int(value):
-            raise ValueError(
-                f"{self.path}: {_name(kind, position, item)} has {key} {value!r}, "
-                f"expected a whole number"
-            )
-        item[key] = int(value)
-        return item[key]
-
-    def to_lvis(self, categories: list[dict], exhaustive: str) -> dict[str, Any]:
-        """Return the content of the LVIS file."""
-        every = {category["id"] for category in categories}
-        for image in self.images:
-            shown = self.shown[image["id"]]
-            crowded = self.not_exhaustive[image["id"]]
-            absent = every - shown - crowded if exhaustive == "all" else ()
-            incomplete = crowded | shown if exhaustive == "none" else crowded
-            image["neg_category_ids"] = sorted(absent)
-            image["not_exhaustive_category_ids"] = sorted(incomplete)
-        return dict(
-            licenses=self.licenses,
-            images=self.images,
-            annotations=self.annotations,
-            categories=categories,
-        )
+def _to_lvis(
+    coco: CocoFile, categories: list[dict[str, Any]], exhaustive: str
+) -> dict[str, Any]:
+    """Return the content of the LVIS file."""
+    every = {category["id"] for category in categories}
+    for image in coco.images:
+        shown = coco.shown[image["id"]]
+        crowded = coco.not_exhaustive[image["id"]]
+        absent = every - shown - crowded if exhaustive == "all" else ()
+        incomplete = crowded | shown if exhaustive == "none" else crowded
+        image["neg_category_ids"] = sorted(absent)
+        image["not_exhaustive_category_ids"] = sorted(incomplete)
+    return dict(
+        licenses=coco.licenses,
+        images=coco.images,
+        annotations=coco.annotations,
+        categories=categories,
+    )
 
 
-def _require_same_categories(train: _Split, other: _Split) -> None:
+def _require_same_categories(train: CocoFile, other: CocoFile) -> None:
     if train.ids_by_name == other.ids_by_name:
         return
     for name in [*train.ids_by_name, *other.ids_by_name]:
@@ -296,7 +165,7 @@ def _require_same_categories(train: _Split, other: _Split) -> None:
 
 
 def _count_classes(
-    train: _Split, rare_max: int, common_max: int
+    train: CocoFile, rare_max: int, common_max: int
 ) -> list[dict[str, Any]]:
     """Return LVIS's categories, with counts of the training annotations."""
     instances = Counter(item["category_id"] for item in train.annotations)
@@ -326,23 +195,9 @@ def _count_classes(
     return categories
 
 
-def _check(path: Path, split: _Split) -> None:
+def _check(path: Path, split: CocoFile) -> None:
     """Read what was written as the evaluation will, with the source in errors."""
     try:
         load_ground_truth(path, with_masks=not split.num_boxes_only)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), str(split.path))) from None
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < 2**63  # false for NaN
-
-
-def _name(kind: str, position: int, item: dict) -> str:
-    item_id = item.get("id")
-    return f"{kind} {item_id}" if _is_number(item_id) else f"{kind} number {position}"
-
-
-def _describe_value(value: object) -> str:
-    return _JSON_NAMES.get(type(value), json.dumps(value))

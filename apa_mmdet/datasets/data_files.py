@@ -118,7 +118,11 @@ def _check_dataset(dataset: dict, split: str, path: str) -> None:
 
 
 def _trains_masks(cfg: Config) -> bool:
-    return any(node.get("with_mask") for node in _dicts(cfg.train_dataloader))
+    # Panoptic files, with a loader of their own, have no masks in this sense.
+    return any(
+        node.get("with_mask") and "LoadAnnotations" in str(node.get("type"))
+        for node in _dicts(cfg.train_dataloader)
+    )
 
 
 def _check_masks(dataset: dict) -> None:

@@ -217,7 +217,7 @@ def change(split, key, index, **fields):
         (change("val", "annotations", 0, area=None, segmentation=7), "annotation 1: "),
         (lambda coco: coco["val"].update(annotations=None), "annotations has null in"),
         (lambda coco: coco["val"].update(images=[]), "no images; expected COCO"),
-        (lambda coco: coco["val"].update(categories=["a"]), "has a string in position"),
+        (lambda coco: coco["val"].update(categories=["a"]), 'has "a" in position 1'),
         (
             lambda coco: coco["val"].update(
                 categories=[dict(id=1, name="a"), *coco["val"]["categories"][:2]]

@@ -89,8 +89,8 @@ def test_annotations_that_mmdet_drops_need_no_mask(tmp_path, change):
 def test_only_training_with_masks_needs_them(tmp_path):
     write(tmp_path, [[]])
 
-    def config(with_mask, **metainfo):
-        pipeline = [dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask)]
+    def config(with_mask, loader="LoadAnnotations", **metainfo):
+        pipeline = [dict(type=loader, with_bbox=True, with_mask=with_mask)]
         dataset = dict(type="CocoDataset", ann_file="train.json", pipeline=pipeline)
         dataset |= dict(data_root=str(tmp_path), metainfo=metainfo)
         repeated = dict(type="RepeatDataset", dataset=dataset)
@@ -99,6 +99,7 @@ def test_only_training_with_masks_needs_them(tmp_path):
         return Config(dict(model=dict(), **loaders))
 
     check_files(config(False))
+    check_files(config(True, "LoadPanopticAnnotations"))
     check_files(config(True), splits=("val",))
     check_files(config(True, classes=("dog",)))
     with pytest.raises(ValueError, match="1 of 1 annotations to train on have no"):

@@ -25,12 +25,16 @@ class InputErrors:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, kind: str, example: str) -> None:
-        """Add one error."""
+    def add_unusable_mask(self, name: str, reason: ValueError) -> None:
+        """Add an entry whose segmentation :func:`.masks.encode` refuses."""
+        kind = (
+            "no usable mask (mend the file, or evaluate boxes with --metric bbox, in a "
+            "config metric='bbox')"
+        )
         self._counts[kind] = self._counts.get(kind, 0) + 1
         examples = self._examples.setdefault(kind, [])
         if len(examples) < _MAX_EXAMPLES:
-            examples.append(example)
+            examples.append(f"{name} ({reason})")
 
     def add_where(self, kind: str, is_bad: np.ndarray, describe: RowName) -> None:
         """Add an error for every true element; ``describe(i)`` describes one."""

@@ -185,11 +185,7 @@ class _Annotations:
             size = self._sizes[self._image_ids[row]]
             self._counts[row] = encode(segmentation, *size)
         except ValueError as error:
-            self._errors.add(
-                "no usable mask (mend the file, or evaluate boxes with --metric bbox, "
-                "in a config metric='bbox')",
-                f"{self._name(row)} ({error})",
-            )
+            self._errors.add_unusable_mask(self._name(row), error)
 
     def assemble(self, images: list[tuple], categories: list[tuple]) -> GroundTruth:
         """Check what was read and return it, sorted."""

@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
+from ..core.values import show
+
 _BLOCK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\r\n]*")
 _GZIP = b"\x1f\x8b"
@@ -83,7 +85,7 @@ def iter_members(
                     yield key, element
             elif key in lists:
                 raise ValueError(
-                    f"{path}: {key} is {text.excerpt()}; expected a list [...]"
+                    f"{path}: {key} is {show(text.value())}; expected a list [...]"
                 )
             else:
                 yield key, text.value()

@@ -143,9 +143,8 @@ class _Reader:
                 else:  # nobody will need it
                     parse_segmentation(segmentation, height, width)
             except ValueError as error:
-                row = len(self._image_ids) - 1
-                name = f"{_name(row)} (image {image_id}: {error})"
-                self._errors.add("unusable mask", name)
+                name = self._name_with_image(len(self._image_ids) - 1)
+                self._errors.add_unusable_mask(name, error)
         self._unchecked.append((counts, height * width, is_judged))
         if len(self._unchecked) >= _CHECKED_AT_ONCE:
             self._check_masks()
