@@ -327,3 +327,28 @@ def test_trains_and_predicts_in_mmdets_heads(kind):
     assert set(result.labels.tolist()) <= {0, 1, 2, 3}
     assert bbox2roi([result.bboxes]).isfinite().all()
     assert math.isfinite(float(result.scores.max()))
+
+
+@pytest.mark.parametrize("learnable", [None, "class"])
+def test_lam_starts_by_frequency(learnable):
+    frequency = torch.tensor([0.49, 0.04, 0.001, 0.0])
+    loss = APALoss(4, learnable=learnable, init="frequency")
+    with pytest.raises(RuntimeError, match="init='frequency' needs the training data"):
+        loss.init_weights()
+    loss.set_class_frequency(frequency)
+    loss.init_weights()
+    expected = torch.tensor([1.0, 3.5, 5.0, 5.0])
+    torch.testing.assert_close(loss.lambda_param.data, expected)
+    # A fixed lam differs from what the config says, so checkpoints keep it.
+    other = APALoss(4, learnable=learnable, init="frequency")
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other.lambda_param, loss.lambda_param)
+    logits = torch.randn(6, 4)
+    assert torch.equal(other.get_activation(logits), loss.get_activation(logits))
+
+
+def test_lam_by_frequency_is_a_lam_per_class():
+    with pytest.raises(ValueError, match="init='frequency', expected None, or"):
+        APALoss(4, learnable="shared", init="frequency")
+    with pytest.raises(ValueError, match="init='Frequency', expected None, or"):
+        APALoss(4, init="Frequency")

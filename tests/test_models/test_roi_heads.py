@@ -45,6 +45,21 @@ def test_every_class_starts_at_the_prior(lam, kappa, learnable):
     torch.testing.assert_close(scores, torch.full_like(scores, 0.02))
 
 
+@pytest.mark.parametrize("init", [None, "frequency"])
+def test_every_class_starts_at_its_share_of_the_proposals(init):
+    loss = dict(type="APALoss", num_classes=3, learnable="class", init=init)
+    config = dict(type="APABBoxHead", loss_cls=loss, **SIZES | dict(num_classes=3))
+    head = MODELS.build(dict(config, prior="frequency", foreground_share=0.2))
+    with pytest.raises(RuntimeError, match="'frequency' needs the training data's"):
+        head.init_weights()
+    head = MODELS.build(dict(config, prior="frequency", foreground_share=0.2))
+    head.loss_cls.set_class_frequency(torch.tensor([0.6, 0.2, 0.0]))
+    head.init_weights()
+    scores = head.loss_cls.get_activation(head.fc_cls.bias[None])[0, :-1]
+    # The last one is below the rarest class that has images.
+    torch.testing.assert_close(scores, torch.tensor([0.15, 0.05, 0.025]))
+
+
 def test_it_computes_what_shared2fc_computes():
     head = build()
     loss = dict(type="APALoss", num_classes=30)
@@ -74,10 +89,12 @@ def test_other_losses_keep_mmdets_initialisation():
     assert head.init_cfg == Shared2FCBBoxHead(**SIZES).init_cfg
 
 
-@pytest.mark.parametrize("prior", [0, 1, 1.5])
+@pytest.mark.parametrize("prior", [0, 1, 1.5, "class"])
 def test_prior_must_be_a_probability(prior):
     with pytest.raises(ValueError, match=f"prior={prior}, expected a probability"):
         build(prior=prior)
+    with pytest.raises(ValueError, match="foreground_share=1.0, expected a share"):
+        build(prior="frequency", foreground_share=1.0)
 
 
 def test_prior_needs_an_apa_loss_and_no_init_cfg():

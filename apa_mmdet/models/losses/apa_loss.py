@@ -216,8 +216,21 @@ class APALoss(BoxHeadLossMixin, nn.Module):
 
 
 def lam_of_frequency(frequency: Tensor) -> Tensor:
-    """Return starting values of lam (C,) for class frequencies (C,)."""
-    raise NotImplementedError
+    """Return starting values of lam for class frequencies, ``0.7 / sqrt(frequency)``.
+
+    Fits of APA to the logits of a trained sigmoid classifier follow it, whether of a
+    class's own foreground proposals or of background proposals (docs/analysis.md gives
+    both): the rarer a class, the more its logits are skewed to the left. Values stop at
+    5, the largest of those fits, which classes in fewer than 2% of the images would
+    exceed.
+
+    Args:
+        frequency: Shape (C,), shares of images in [0, 1].
+
+    Returns:
+        Shape (C,), values from 0.7 to 5.
+    """
+    return (0.7 * frequency.rsqrt()).clamp(max=5.0)
 
 
 def _check_reduction(reduction: str) -> None:
