@@ -55,6 +55,7 @@ class Call:
     repeated: bool  # runs several times with the same weights
     arms: list[Arms]  # it is in, each time that the walk comes to it
     takes_more: bool = False  # arguments than the input
+    by_keyword: bool = False  # as act(input=x); AGLU's parameter has another name
     variable: str | None = None  # the input, of an expression in place of a call
 
 
@@ -338,10 +339,10 @@ class CallReader(Walker):
                 self._helper(function)
         elif activation.reason:
             self._leave(node, activation.reason)
-        elif len(node.args) + len(node.keywords) > 1:
-            self._leave(node, "it is called with further arguments")
-        elif node.args:
+        elif _is_plain(node):
             self._record(node, None, activation, function)
+        else:
+            self._leave(node, "it is called with further arguments")
 
     def _call_inline(self, node: ast.Call, kind: str) -> None:
         """Note a call of one of torch's functions."""
@@ -412,8 +413,19 @@ class CallReader(Walker):
             repeated=self.repeated,
             arms=[self.arms],
             takes_more=len(given) > 1,
+            by_keyword=bool(given) and not node.args and _is_plain(node),
             variable=variable,
         )
+
+
+def _is_plain(node: ast.Call) -> bool:
+    """Return whether a call has exactly one argument."""
+    given = [*node.args, *node.keywords]
+    return (
+        len(given) == 1
+        and not isinstance(given[0], ast.Starred)
+        and getattr(given[0], "arg", "") is not None
+    )
 
 
 def _is_super(node: ast.expr) -> bool:

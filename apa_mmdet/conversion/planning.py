@@ -273,7 +273,8 @@ def _add_sites(
             )
         for place, calls in group.calls.items():
             call = next(iter(calls.values()))
-            is_direct = call.attribute == attribute and not call.takes_more
+            is_direct = call.attribute == attribute
+            is_direct = is_direct and not (call.takes_more or call.by_keyword)
             if not (is_only_one and is_direct):
                 loops = () if is_only_one else call.loops
                 site_call = SiteCall(place, attribute, number, loops, call.variable)

@@ -98,12 +98,13 @@ def _may_call(value: Any, called: set[str], stack: tuple) -> bool:
         owner = value.__self__
         if isinstance(owner, nn.Module):
             return _reads_pure(value.__func__, owner, called, stack)
-        is_function = isinstance(owner, type) and name == "apply"
-        if is_function and issubclass(owner, torch.autograd.Function):
-            return _reads_pure(owner.forward, None, called, stack)
+        function = torch.autograd.Function
+        if isinstance(owner, type) and issubclass(owner, function) and name == "apply":
+            is_alone = owner.setup_context is function.setup_context
+            return is_alone and _reads_pure(owner.forward, None, called, stack)
         return False
     if isinstance(value, type):
-        return value in _BUILTINS or issubclass(value, Exception)
+        return value in _known_functions() or issubclass(value, Exception)
     called.add(name)
     if any(word in name for word in _RANDOM):
         return False

@@ -235,7 +235,9 @@ class _Rewriter(ast.NodeTransformer):
             node.args = node.args[1:] if call.by_name else node.args
             return node
         given = node.args[:1] or [
-            keyword.value for keyword in node.keywords if keyword.arg == "input"
+            keyword.value
+            for keyword in node.keywords
+            if keyword.arg == "input" or len(node.keywords) == 1
         ]
         if not given:  # x.relu()
             given = [node.func.value]

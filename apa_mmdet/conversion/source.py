@@ -36,10 +36,14 @@ class Place:
 
 
 @cache
+def _nodes_of_file(path: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse("".join(linecache.getlines(path)))))
+
+
+@cache
 def _functions_of_file(path: str) -> dict[tuple[str, int], ast.FunctionDef]:
-    tree = ast.parse("".join(linecache.getlines(path)))
     functions = {}
-    for node in ast.walk(tree):
+    for node in _nodes_of_file(path):
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno] + [d.lineno for d in node.decorator_list])
             functions[node.name, first] = node
@@ -73,8 +77,7 @@ def lambda_syntax(function: FunctionType) -> ast.Lambda | None:
     if function.__code__.co_name != "<lambda>":
         return None
     try:
-        text = "".join(linecache.getlines(inspect.getsourcefile(function)))
-        nodes = ast.walk(ast.parse(text))
+        nodes = _nodes_of_file(inspect.getsourcefile(function))
     except (OSError, TypeError, SyntaxError):
         return None
     line = function.__code__.co_firstlineno

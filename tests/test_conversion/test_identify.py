@@ -348,11 +348,26 @@ def test_a_call_with_further_arguments_is_left(left):
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x):
-            return swish(self.fc(x), True)
+            return swish(self.fc(x), **{"inplace": True})
 
     report = convert_activations(Model())
     assert not report.sites
     assert left(report) == {"forward()": "it is called with further arguments"}
+
+
+def test_the_input_given_by_name(check):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.silu, self.gelu = nn.SiLU(), KNOWN["quick gelu"][0]
+
+        def forward(self, x):
+            x = self.fc(self.gelu(x=self.silu(input=x)))
+            return swish(x=x)
+
+    expected = ["silu", "gelu", "silu_inline"]
+    check(Model(), expected, torch.randn(8, 4), init="auto")
 
 
 def test_activations_in_a_plain_list(check, left):
