@@ -96,7 +96,9 @@ def test_errors_come_without_a_traceback(
     assert raised.value.code != 0
 
 
-@pytest.mark.parametrize("more", [["--images", "0"], ["--data", "test"]])
+@pytest.mark.parametrize(
+    "more", [["--images", "0"], ["--data", "test"], ["--device", "abacus"]]
+)
 def test_unfit_options_are_refused(run_tool, repo, mini_lvis, more):
     with pytest.raises(SystemExit) as raised:
         run_tool(TOOL, *arguments(repo, mini_lvis, *more))
