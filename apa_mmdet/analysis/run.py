@@ -33,22 +33,14 @@ _LEARNED = ("lambda_param", "kappa_param")
 
 
 def build_model(
-    cfg: Config,
-    checkpoint: str | None = None,
-    seed: int = 0,
-    frequency: torch.Tensor | None = None,
+    cfg: Config, checkpoint: str | None = None, seed: int = 0
 ) -> tuple[nn.Module, Parameters]:
-    """Return a config's detector, and the lambda and kappa that it starts with.
-
-    Without a checkpoint it has the weights that training would start with and is in
-    training mode, so that batch norms use the statistics of the images.
+    """Return a config's detector, and the lambda and kappa that it is built with.
 
     Args:
         cfg: The config.
-        checkpoint: Path of its weights.
-        seed: Of random weights.
-        frequency: (C,) class frequencies of the training data, for losses that need
-            them before they are in a checkpoint.
+        checkpoint: Path of its weights; without them, :func:`prepare` has to follow.
+        seed: Of what is drawn at random.
 
     Raises:
         OSError: If the checkpoint is not there.
@@ -67,15 +59,35 @@ def build_model(
     _set_seed(seed)
     with quiet_mmdet():
         model = MODELS.build(cfg.model)
-        for module in model.modules():
-            if frequency is not None and hasattr(module, "set_class_frequency"):
-                module.set_class_frequency(frequency)
-        if weights is None:
-            model.init_weights()
-            return model.train(), parameters(model)
-        start = parameters(model)
+    start = parameters(model)
+    if weights is not None:
         _load(model, weights, checkpoint)
-        return model.eval(), start
+    return model, start
+
+
+def prepare(
+    model: nn.Module, frequency: torch.Tensor, is_trained: bool, seed: int = 0
+) -> None:
+    """Make a model ready to be analysed.
+
+    An untrained one gets the weights that training would start with and is put in
+    training mode, so that batch norms use the statistics of the images.
+
+    Args:
+        model: As from :func:`build_model`.
+        frequency: (C,) class frequencies of the training data, for losses that need
+            them and found none in a checkpoint.
+        is_trained: Whether it has a checkpoint's weights.
+        seed: Of random weights.
+    """
+    for module in model.modules():
+        if hasattr(module, "set_class_frequency") and not module.class_frequency.any():
+            module.set_class_frequency(frequency)
+    if not is_trained:
+        _set_seed(seed)
+        with quiet_mmdet():
+            model.init_weights()
+    model.train(not is_trained)
 
 
 def parameters(model: nn.Module) -> Parameters:

@@ -20,7 +20,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _available(device: str) -> str:
+def available(device: str) -> str:
+    """Return an option's value if it is a device that torch can use."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -35,7 +36,7 @@ def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add, out = parser.add_argument, Path("docs/benchmarks")
-    add("--device", type=_available, default=device)
+    add("--device", type=available, default=device)
     add("--rounds", type=positive, default=rounds, help="measurements per figure")
     add("--out", type=Path, default=out, help="folder to write to")
     return parser

@@ -19,9 +19,11 @@ from apa_mmdet.analysis.run import (
     class_groups,
     class_images,
     collect,
+    prepare,
 )
 from apa_mmdet.analysis.sampling import ImageSampler
 from apa_mmdet.datasets import set_data_root
+from apa_mmdet.models.losses import APALoss
 from apa_mmdet.testing.small_detectors import FASTER_RCNN, small_config
 
 CONFIG = "configs/mini_lvis/mask_rcnn_r18_apa.py"
@@ -66,24 +68,29 @@ def test_class_images_counts_images_not_repetitions(cfg):
 
 def test_untrained_weights_depend_on_the_seed_only():
     cfg = small_config(FASTER_RCNN)
-    one, other = (build_model(cfg, seed=seed)[0] for seed in (1, 1))
-    for key, weight in one.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[key], weight)
-    weight = build_model(cfg, seed=2)[0].backbone.conv1.weight
-    assert not torch.equal(weight, one.backbone.conv1.weight)
+    models = []
+    for seed in (1, 1, 2):
+        model, _ = build_model(cfg, seed=seed)
+        prepare(model, torch.ones(3), is_trained=False, seed=seed)
+        assert model.training
+        models.append(model)
+    one, same, other = (model.state_dict() for model in models)
+    for key, weight in one.items():
+        torch.testing.assert_close(same[key], weight)
+    assert not torch.equal(other["backbone.conv1.weight"], one["backbone.conv1.weight"])
 
 
 def test_a_checkpoint_gives_start_and_current_values(tmp_path):
     cfg = small_config(FASTER_RCNN)
     path = str(tmp_path / "weights.pth")
     model, start = build_model(cfg)
-    assert model.training
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("lambda_param"):
                 parameter.fill_(0.25)
     torch.save(dict(state_dict=model.state_dict()), path)
     loaded, before = build_model(cfg, path)
+    prepare(loaded, torch.ones(3), is_trained=True)
     assert not loaded.training
     for key, weight in loaded.state_dict().items():
         torch.testing.assert_close(weight, model.state_dict()[key])
@@ -93,6 +100,14 @@ def test_a_checkpoint_gives_start_and_current_values(tmp_path):
     plain = small_config(FASTER_RCNN, converted=False)
     torch.save(build_model(plain)[0].state_dict(), path)
     build_model(cfg, path)
+
+
+def test_frequencies_of_a_checkpoint_stay():
+    model = torch.nn.Module()
+    model.loss = APALoss(num_classes=3)
+    prepare(model, torch.full((3,), 0.5), is_trained=True)
+    prepare(model, torch.full((3,), 0.25), is_trained=True)
+    assert model.loss.class_frequency.tolist() == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(

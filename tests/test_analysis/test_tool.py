@@ -28,7 +28,7 @@ def arguments(repo, mini_lvis, *more, **settings):
 
 @pytest.fixture
 def analysed(run_tool, repo, mini_lvis, tmp_path):
-    more = ["--images", 6, "--replicates", 3, "--data", "val", "--out", tmp_path]
+    more = ["--images", 4, "--replicates", 2, "--data", "val", "--out", tmp_path]
     more += ["--sites", "backbone.layer4", "roi_head.bbox_head"]
     return run_tool(TOOL, *arguments(repo, mini_lvis, *more)), tmp_path
 
@@ -36,7 +36,7 @@ def analysed(run_tool, repo, mini_lvis, tmp_path):
 def test_it_prints_a_table_and_writes_files(analysed):
     shown, folder = analysed
     report = json.loads((folder / "activations.json").read_text())
-    assert report["num_images"] == 6 and report["checkpoint"] is None
+    assert report["num_images"] == 4 and report["checkpoint"] is None
     sites = [record["site"] for record in report["sites"]]
     layers = [f"backbone.layer4.{i}.act{j}" for i in (0, 1) for j in (1, 2)]
     shared = [f"roi_head.bbox_head.shared_acts.{i}" for i in (0, 1)]
@@ -96,7 +96,9 @@ def test_errors_come_without_a_traceback(
     assert raised.value.code != 0
 
 
-@pytest.mark.parametrize("more", [["--images", "0"], ["--data", "test"]])
+@pytest.mark.parametrize(
+    "more", [["--images", "0"], ["--data", "test"], ["--device", "abacus"]]
+)
 def test_unfit_options_are_refused(run_tool, repo, mini_lvis, more):
     with pytest.raises(SystemExit) as raised:
         run_tool(TOOL, *arguments(repo, mini_lvis, *more))

@@ -35,11 +35,12 @@ from apa_mmdet.analysis.run import (
     class_images,
     collect,
     parameters,
+    prepare,
 )
 from apa_mmdet.analysis.sampling import ImageSampler
 from apa_mmdet.datasets import class_frequency
 from apa_mmdet.engine.launch import add_common_arguments, load_config
-from apa_mmdet.testing.benchmark import positive
+from apa_mmdet.testing.benchmark import available, positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +60,8 @@ def parse_args() -> argparse.Namespace:
     replicates_help = "bootstrap replicates over images (%(default)s)"
     add("--replicates", type=positive, default=100, help=replicates_help)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help="where to run the model (%(default)s)")
+    device_help = "where to run the model (%(default)s)"
+    add("--device", type=available, default=device, help=device_help)
     out_help = "folder to write to (WORK_DIR/activations)"
     add("--out", type=Path, help=out_help)
     add_common_arguments(parser)
@@ -73,10 +75,11 @@ def analyse(args: argparse.Namespace) -> None:
         dist.init_process_group("gloo")  # MMEngine's own way asks for a GPU
     elif args.launcher != "none":
         init_dist(args.launcher)
+    model, start = build_model(cfg, args.checkpoint, args.seed)
     dataset = build_dataset(cfg, "train")
     classes, images = class_images(dataset)
-    frequency = class_frequency(dataset)
-    model, start = build_model(cfg, args.checkpoint, args.seed, frequency)
+    is_trained = args.checkpoint is not None
+    prepare(model, class_frequency(dataset), is_trained, args.seed)
     if args.data != "train":
         dataset = build_dataset(cfg, args.data)
     sampler = ImageSampler(num_replicates=args.replicates, seed=args.seed)
