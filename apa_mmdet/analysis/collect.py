@@ -140,7 +140,7 @@ class Collector:
         """Add the input of a function, if it is an activation that a module calls."""
         name = getattr(function, "__name__", None)
         is_method = function is getattr(Tensor, str(name), None)
-        kind = kinds.KIND_OF_METHOD.get(name) if is_method else kinds.kind_of(function)
+        kind = kinds.KIND_OF_METHOD.get(name) if is_method else kinds.look_up(function)
         frame = self._frames[-1] if self._frames else None
         if kind and frame and not frame.is_activation and isinstance(x, Tensor):
             path = join(frame.path, kind.lower())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..conversion import kinds
+from ..conversion.identify import identify
 from ..conversion.planning import join, plan_model
 from ..layers import AGLU, APA
 
@@ -32,11 +32,7 @@ def is_activation_module(module: nn.Module) -> bool:
     """Return whether a module is an activation or a gate, learnable or fixed."""
     if isinstance(module, (torch.jit.ScriptModule, nn.RNNBase, nn.RNNCellBase)):
         return False
-    return (
-        isinstance(module, (APA, AGLU))
-        or kinds.kind_of(module) is not None
-        or kinds.reason_to_leave(module) is not None
-    )
+    return isinstance(module, (APA, AGLU)) or identify(module) is not None
 
 
 def parameters_of(module: nn.Module) -> tuple[np.ndarray, np.ndarray] | None:

@@ -13,7 +13,6 @@ Without a checkpoint, it is the model that training would start with.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -39,7 +38,11 @@ from apa_mmdet.analysis.run import (
 )
 from apa_mmdet.analysis.sampling import ImageSampler
 from apa_mmdet.datasets import class_frequency
-from apa_mmdet.engine.launch import add_common_arguments, load_config
+from apa_mmdet.engine.launch import (
+    add_common_arguments,
+    exit_on_error,
+    load_config,
+)
 from apa_mmdet.testing.benchmark import available, positive
 
 
@@ -108,12 +111,8 @@ def analyse(args: argparse.Namespace) -> None:
 def main() -> None:
     """Analyse; end with exit code 2 if something is wrong with the input."""
     args = parse_args()
-    try:
+    with exit_on_error():
         analyse(args)
-    except (KeyError, OSError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {text}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
