@@ -105,7 +105,7 @@ class LVISFastMetric(BaseMetric):
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
         self.img_ids = img_ids
-        self._figures = FigureComputer(
+        self.figures = FigureComputer(
             metric=metric,
             classwise=classwise,
             proposal_nums=proposal_nums,
@@ -117,7 +117,7 @@ class LVISFastMetric(BaseMetric):
             max_dets_per_class=max_dets_per_class,
             num_workers=num_workers,
         )
-        self.metrics = self._figures.metrics
+        self.metrics = self.figures.metrics
         if file_client_args is not None:
             raise RuntimeError("file_client_args is deprecated; use backend_args")
         if ann_file is None:
@@ -156,8 +156,8 @@ class LVISFastMetric(BaseMetric):
         has_proposals = any(name.startswith("proposal") for name in self.metrics)
         self._packer = PredictionPacker(
             truth,
-            self._figures.max_dets,
-            keep_all=writes_files or self._figures.fixed_ap or has_proposals,
+            self.figures.max_dets,
+            keep_all=writes_files or self.figures.fixed_ap or has_proposals,
             with_masks="segm" in self.metrics,
             all_masks=writes_files,
         )
@@ -265,7 +265,7 @@ class LVISFastMetric(BaseMetric):
         self._report_images_without_detections(reader, times > 0)
         if self.format_only:
             return {}
-        return self._figures.compute(reader, self._images_to_evaluate(times > 0))
+        return self.figures.compute(reader, self._images_to_evaluate(times > 0))
 
     def _report_images_without_detections(
         self, reader: ShardReader, is_predicted: np.ndarray

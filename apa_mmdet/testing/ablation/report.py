@@ -64,17 +64,16 @@ class Evaluation:
         Raises:
             ValueError: If a file cannot be evaluated.
         """
-        metric, measured = self._metric, {}
-        ids = metric.img_ids
+        settings, ids, measured = self._metric.figures, self._metric.img_ids, {}
         subset = self._truth if ids is None else self._truth.subset(ids)
-        limits = {"": dict(max_dets=metric.max_dets)}
-        if metric.fixed_ap:
-            limits["Fixed"] = dict(max_dets_per_class=metric.max_dets_per_class)
+        limits = {"": dict(max_dets=settings.max_dets)}
+        if settings.fixed_ap:
+            limits["Fixed"] = dict(max_dets_per_class=settings.max_dets_per_class)
         for kind, path in predictions.items():
             dets = read_results(path, self._truth, kind == "segm")
             dets = dets.subset(self._truth, subset)
             for name, limit in limits.items():
-                result = evaluate(subset, dets, kind, metric.iou_thrs, **limit)
+                result = evaluate(subset, dets, kind, settings.iou_thrs, **limit)
                 measured[f"{kind} {name}"] = resample(result, num_resamples)
         return measured
 
