@@ -1,10 +1,14 @@
 """AlignmentHook: fitted values, what stays untouched, resuming, errors."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
@@ -190,6 +194,19 @@ def test_later_iterations(tmp_path):
     assert saved["2"][0]["old_lam"] == pytest.approx(saved["0"][0]["lam"])
 
 
+def test_processes_share_the_images_and_agree(tmp_path):
+    command = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    aligned = [key for key in first if key.endswith("a_param") and "act" not in key]
+    assert len(aligned) == 4
+    for key in [*aligned, "fc_cls.bias"]:
+        assert torch.equal(first[key], second[key]), key
+    saved = json.loads((tmp_path / "run/alignment.json").read_text())["0"]
+    gate, classifier = saved
+    assert (gate["values"], classifier["values"]) == (24 * 40 * 4, 24 * 40)
+
+
 @pytest.mark.parametrize(
     "kwargs, message",
     [
@@ -207,3 +224,27 @@ def test_nothing_to_align():
         AlignmentHook(activations=["backbone.*"]).sites(Model())
     with pytest.raises(ValueError, match="found nothing to align"):
         AlignmentHook().sites(nn.Linear(2, 2))
+
+
+def _train_as(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    model = Model("class")
+    runner(Path(folder, "run"), AlignmentHook(num_images=24), model).train()
+    torch.save(model.state_dict(), Path(folder, f"{rank}.pth"))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    context = torch.multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=_train_as, args=(rank, sys.argv[1])) for rank in (0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.exit(any(worker.exitcode for worker in workers))
