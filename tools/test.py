@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from torch import nn
+
 from apa_mmdet.requirements import check_requirements
 
 check_requirements()  # importing apa_mmdet checks nothing if mmengine is missing
@@ -71,7 +73,8 @@ def test(args: argparse.Namespace) -> None:
     runner = build_runner(cfg)
     if args.tta:
         leave_out_masks(runner.model)
-    if not cfg.get("allow_weight_mismatch"):
+    # FlexibleRunner builds its model only when it tests.
+    if isinstance(runner.model, nn.Module) and not cfg.get("allow_weight_mismatch"):
         checkpoint = checkpoint or load_detector(args.checkpoint)
         check_weights(runner.model, checkpoint, args.checkpoint)
     del checkpoint

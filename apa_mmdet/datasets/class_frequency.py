@@ -35,6 +35,7 @@ def class_frequency(dataset: Dataset) -> Tensor:
                 f"cannot read class frequencies from {type(leaf).__name__}: expected "
                 f"an mmdet data set with metainfo['classes'] and get_cat_ids(idx)"
             )
+    class_names([leaf.metainfo for leaf in leaves(dataset)])  # all have the same
     check_labels(dataset)
     counts, num_annotated = torch.zeros(len(names), dtype=torch.int64), 0
     for leaf in leaves(dataset):

@@ -7,7 +7,9 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..evaluation.core.masks import encode, mask_api
+import numpy as np
+
+from ..evaluation.core.masks import PackedMasks, encode, find_damaged, mask_api
 from ..evaluation.files.json_stream import iter_members
 
 _LISTS = ("images", "annotations", "categories")
@@ -100,10 +102,8 @@ class CocoFile:
 
     def _check_categories(self) -> None:
         for where, category in self._named("categories", "category"):
-            category_id, name = (
-                _whole_number(where, category, "id"),
-                category.get("name"),
-            )
+            category_id = _whole_number(where, category, "id")
+            name = category.get("name")
             if not isinstance(name, str):
                 raise ValueError(f"{where} has name {name!r}, expected a string")
             self.ids_by_name[name].append(category_id)
@@ -146,16 +146,26 @@ class CocoFile:
             item["area"] = float(box[2] * box[3])
             size = self._sizes.get(item["image_id"])
             if size and "segmentation" in item:
-                try:
-                    counts = encode(item["segmentation"], *size)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{where}: {error}") from None
-                item["area"] = float(mask_api().area(dict(size=size, counts=counts)))
+                item["area"] = _area(where, item["segmentation"], size)
         if not _is_number(item["area"]) or item["area"] < 0:
             raise ValueError(
                 f"{where} has area {item['area']!r}, expected a number of pixels; "
                 f"without an area it is computed"
             )
+
+
+def _area(where: str, segmentation: object, size: list[int]) -> float:
+    """Return the number of pixels of a mask in an image of (height, width)."""
+    try:
+        counts = encode(segmentation, *size)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    if find_damaged(PackedMasks.pack([counts]), np.array([size[0] * size[1]]))[0]:
+        raise ValueError(
+            f"{where} has a damaged mask, an RLE that does not fill its image; mend "
+            f"it, or remove its segmentation to keep only the box"
+        )
+    return float(mask_api().area(dict(size=size, counts=counts)))
 
 
 def _is_number(value: object) -> bool:

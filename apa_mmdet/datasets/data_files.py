@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import mmap
+import os
 import os.path as osp
 import re
 from collections.abc import Iterable, Iterator
@@ -25,16 +27,17 @@ _LAYOUT = """expected layout, according to the config's data set:
     {ann_file}
     {images}, with the images that the annotations name"""
 _COCO_URL_KEY, _FILE_NAME_KEY = b'"coco_url"', b'"file_name"'
+_KNOWN = ("CocoDataset", "LVISDataset", "LVISV1Dataset", "LVISFormatDataset")
 COCO_URL = "http://images.cocodataset.org/"
 
 
 def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     """Check that a config's annotations, images and pretrained weights exist.
 
-    Of each data set two images are checked, the first and the last in its annotation
-    file, which is searched without parsing it; but to train with masks, the file is
-    read and every mask checked. Remote files, and data sets without a JSON file, are
-    left to mmdet.
+    Of data sets that are COCO's, LVIS v1's or ours, two images are checked, the first
+    and the last in the annotation file, which is searched without parsing it; but to
+    train with masks, the file is read and every mask checked. Remote files, and data
+    sets without a JSON file, are left to mmdet.
 
     Args:
         cfg: The config, with command-line options merged.
@@ -97,11 +100,15 @@ def named_dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
 
 def _check_dataset(dataset: dict, split: str, path: str) -> None:
     root = dataset.get("data_root") or ""
-    if _is_remote(root) or _is_remote(dataset["ann_file"]):
+    is_remote = _is_remote(root) or _is_remote(dataset["ann_file"])
+    if is_remote or dataset.get("backend_args"):
         return
     ann_file = osp.join(root, dataset["ann_file"])
     if not osp.isfile(ann_file):
         raise _missing(f"the {split} annotations", ann_file, dataset)
+    # Data sets of other types find their images in other ways.
+    if _type(dataset) not in _KNOWN or "img_path" in (dataset.get("data_prefix") or {}):
+        return
     folder = osp.join(root, _image_folder(dataset))
     names = _first_and_last_image(ann_file, _image_keys(dataset))
     if not names and _first_and_last_image(ann_file, [_FILE_NAME_KEY]):
@@ -128,7 +135,9 @@ def _trains_masks(cfg: Config) -> bool:
 def _check_masks(dataset: dict) -> None:
     ann_file = osp.join(dataset.get("data_root") or "", dataset["ann_file"])
     classes = (dataset.get("metainfo") or {}).get("classes")
-    if not _is_remote(ann_file):
+    # One process reads the file; if it stops, the launcher ends the others.
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    if rank == "0" and not _is_remote(ann_file) and not dataset.get("backend_args"):
         # Text is the name of a file of classes.
         check_training_masks(ann_file, None if isinstance(classes, str) else classes)
 
@@ -137,18 +146,22 @@ def _image_folder(dataset: dict) -> str:
     return dataset.get("data_prefix", {}).get("img", "")
 
 
+def _type(dataset: dict) -> str:
+    """Return the name of a data set's type, which is a class in lazy configs."""
+    name = dataset.get("type")
+    return name.__name__ if isinstance(name, type) else str(name).rpartition(".")[2]
+
+
 def _is_lvis(dataset: dict) -> bool:
     """Return whether a data set is mmdet's for LVIS itself."""
-    # The type is a name, or a class in lazy configs.
-    return bool(re.search("LVIS(V1|V05)?Dataset", str(dataset.get("type"))))
+    return _type(dataset) in ("LVISDataset", "LVISV1Dataset", "LVISV05Dataset")
 
 
 def _image_keys(dataset: dict) -> list[bytes]:
     """Return where a data set reads the path of an image, the first choice first."""
-    if "LVISV1Dataset" in str(dataset.get("type")):
+    if _type(dataset) in ("LVISDataset", "LVISV1Dataset"):
         return [_COCO_URL_KEY]
-    keys = [_FILE_NAME_KEY, _COCO_URL_KEY]
-    return keys[::-1] if _is_lvis(dataset) else keys
+    return [_FILE_NAME_KEY, _COCO_URL_KEY]
 
 
 def _is_remote(path: str) -> bool:
@@ -171,8 +184,9 @@ def _first_and_last_image(ann_file: str, keys: Iterable[bytes]) -> list[str]:
 
 
 def _name_at(text: mmap.mmap, start: int) -> str:
-    match = re.match(rb'"\w+"\s*:\s*"([^"]*)"', text[start : start + 4096])
-    return match.group(1).decode().replace(COCO_URL, "") if match else ""
+    pattern = rb'"\w+"\s*:\s*("(?:[^"\\]|\\.)*")'
+    match = re.match(pattern, text[start : start + 4096])
+    return json.loads(match.group(1)).replace(COCO_URL, "") if match else ""
 
 
 def _missing(what: str, path: str, dataset: dict) -> FileNotFoundError:

@@ -72,16 +72,18 @@ def check_labels(dataset: Dataset) -> None:
         dataset: An mmdet data set, or any nesting of wrappers around such data sets.
 
     Raises:
-        ValueError: If a label stands for another category than its class, or the data
-            sets have different classes.
+        ValueError: If a label stands for another category than its class, a class is in
+            none of the files, or the data sets have different classes.
     """
     members = [*leaves(dataset)]
-    class_names([getattr(member, "metainfo", {}) for member in members])
     numberings = [_Numbering.of(member) for member in members]
     checked = [numbering for numbering in numberings if numbering is not None]
+    if not checked:
+        return
+    class_names([dict(classes=numbering.names) for numbering in checked])
     for numbering in checked:
         numbering.check()
-    if not checked or len(checked) < len(members):
+    if len(checked) < len(members):
         return
     # A class that one of several files lacks has no images there, which is harmless.
     first = checked[0]
@@ -111,7 +113,7 @@ class _Numbering:
 
     @classmethod
     def of(cls, dataset: Dataset) -> _Numbering | None:
-        """Return that of a data set, None if it numbers its labels in another way."""
+        """Return that of a data set, None if it assigns labels differently."""
         if hasattr(dataset, "full_init"):
             dataset.full_init()
         names = class_names(getattr(dataset, "metainfo", {}))

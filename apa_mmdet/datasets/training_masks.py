@@ -99,8 +99,11 @@ class _Reader:
     def _check(self, item: dict, position: int) -> None:
         self._totals[_id(item, "category_id")] += 1
         height, width = self._sizes[_id(item, "image_id")]
+        segmentation = item.get("segmentation")
+        if isinstance(segmentation, list):  # mmdet leaves out the others
+            segmentation = [p for p in segmentation if _is_polygon(p)] or segmentation
         try:
-            mask = parse_segmentation(item.get("segmentation"), height, width)
+            mask = parse_segmentation(segmentation, height, width)
         except ValueError as error:
             self._add_unusable(item, position, str(error))
             return
@@ -125,6 +128,10 @@ class _Reader:
         self._unusable[class_id] += 1
         name = describe_entry("annotation", item, position)
         self._first.setdefault(class_id, f"{name} ({reason})")
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
 
 
 def _id(item: dict, name: str) -> Any:

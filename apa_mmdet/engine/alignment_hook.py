@@ -25,14 +25,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..analysis.fit import fit_apa
+from ..analysis.fit import APAFit, fit_apa
 from ..layers import AGLU, APA
 from ..models.losses import APALoss
 from ..ops import formula
 
 # Values kept of one call of a site, and values of one parameter pair that are fitted.
 _PER_CALL, _PER_FIT = 100_000, 5_000
-# Below this standard deviation, an input does not vary enough to have a shape.
+# Logits of a classifier that differ by less have not learnt anything.
 _MIN_SPREAD = 0.01
 
 
@@ -48,7 +48,7 @@ class Alignment:
         old_lam: lam before.
         old_kappa: kappa before.
         change: Root mean square of the output's change over that of the output before.
-        reason: Why the site was left as it is.
+        reason: Why the site, or some of its pairs, were left as they are.
     """
 
     site: str
@@ -62,11 +62,12 @@ class Alignment:
 
     def __str__(self) -> str:
         start = f"{self.site}: lam {self.old_lam:.3g}, kappa {self.old_kappa:.3g}"
-        if self.reason is not None:
+        if self.lam is None:
             return f"{start} kept, {self.reason}"
+        kept = "" if self.reason is None else f"; kept {self.reason}"
         return (
             f"{start} -> {self.lam:.3g}, {self.kappa:.3g} from {self.values} values; "
-            f"the output changes by {self.change:.1%}"
+            f"the output changes by {self.change:.1%}{kept}"
         )
 
 
@@ -76,14 +77,14 @@ class AlignmentHook(Hook):
 
     Before the first iteration, some training batches pass through the model without
     gradients, and each site's input is fitted by maximum likelihood to the
-    distribution whose distribution function is APA. The weights, the norms' statistics
-    and the random state stay as they were. A resumed run does not fit again.
+    distribution whose distribution function is APA. Other parameters, buffers and the
+    random states stay as they were. A resumed run does not fit again.
 
     A gate gets the lam and kappa that fit its input best without a shift, because it
     has none. A classifier's fit has a shift: lam and kappa are set, and the bias moves
     so that the mean score stays what it was. A classifier that has not learnt anything
-    yet gives the same logit everywhere and is left as it is; name a later iteration in
-    ``at`` to align it.
+    yet gives all classes the same logit and is left as it is; name a later iteration
+    in ``at`` to align it.
 
     Source: a reconstruction of the alignment that Alexandridis et al. (ECCV 2024)
     argue for; they publish no procedure.
@@ -124,6 +125,11 @@ class AlignmentHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the sites, and align them if training starts here."""
         self.sites(_unwrapped(runner))
+        if max(self.at) >= runner.max_iters:
+            raise ValueError(
+                f"AlignmentHook: at={self.at}, expected iterations below the "
+                f"{runner.max_iters} of this training"
+            )
         if runner.iter == 0 and 0 in self.at:
             self._align(runner, 0)
 
@@ -175,7 +181,8 @@ class AlignmentHook(Hook):
             for name, module in sites.items()
         ]
         try:
-            with _undisturbed(model), torch.no_grad():
+            autocast = runner.optim_wrapper.optim_context(runner.model)
+            with _undisturbed(model), torch.no_grad(), autocast:
                 for batch in self._batches(runner):
                     data = model.data_preprocessor(batch, True)
                     model(**data, mode="loss")
@@ -187,10 +194,11 @@ class AlignmentHook(Hook):
             values = np.concatenate(sum(all_gather_object(samples[name]), []) or [[]])
             records.append(_align_site(name, module, values, model))
             runner.logger.info(f"aligned before iteration {iteration}: {records[-1]}")
-        runner.message_hub.update_info(
-            "alignment", [asdict(record) for record in records]
-        )
-        _save(osp.join(runner.work_dir, "alignment.json"), iteration, records)
+        # The message hub is kept in checkpoints.
+        saved = dict(runner.message_hub.runtime_info.get("alignment") or {})
+        saved[str(iteration)] = [asdict(record) for record in records]
+        runner.message_hub.update_info("alignment", saved)
+        _save(osp.join(runner.work_dir, "alignment.json"), saved)
 
     def _batches(self, runner: Runner) -> Iterator[dict]:
         """Yield this process's share of the training images, collated.
@@ -200,7 +208,10 @@ class AlignmentHook(Hook):
         loader = runner.train_loop.dataloader
         generator = torch.Generator().manual_seed(0)
         indices = torch.randperm(len(loader.dataset), generator=generator).tolist()
-        indices = indices[: self.num_images][get_rank() :: get_world_size()]
+        # As many in each process, because a forward pass may communicate.
+        share = max(min(self.num_images, len(indices)) // get_world_size(), 1)
+        indices = [indices[i % len(indices)] for i in range(share * get_world_size())]
+        indices = indices[get_rank() :: get_world_size()]
         size = loader.batch_size or loader.batch_sampler.batch_size
         for start in range(0, len(indices), size):
             batch = [loader.dataset[i] for i in indices[start : start + size]]
@@ -220,7 +231,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     model.train()
     try:
-        with torch.random.fork_rng():
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(device):
             yield
     finally:
         for name, buffer in model.named_buffers():
@@ -235,6 +247,7 @@ def _sampler(sample: list[np.ndarray]) -> Callable[[nn.Module, tuple], None]:
 
     An array has a column per parameter pair, or per class for a classifier.
     """
+    rng = np.random.default_rng(0)  # a fixed stride would meet the same channels
 
     def keep(module: nn.Module, args: tuple) -> None:
         x = args[0].detach()
@@ -246,8 +259,11 @@ def _sampler(sample: list[np.ndarray]) -> Callable[[nn.Module, tuple], None]:
             default = 1 if x.dim() in (2, 4, 5) else -1
             channels = default if module.channel_dim is None else module.channel_dim
             x = x.movedim(channels, -1).flatten(0, -2)
-        step = max(-(-x.numel() // _PER_CALL), 1)
-        sample.append(x[::step].float().cpu().numpy())
+        rows = max(_PER_CALL // x.shape[1], 1)
+        if len(x) > rows:
+            chosen = rng.choice(len(x), rows, replace=False)
+            x = x[torch.from_numpy(chosen).to(x.device)]
+        sample.append(x.float().cpu().numpy())
 
     return keep
 
@@ -261,22 +277,26 @@ def _align_site(
     means = [param.mean().item() for param in old]
     is_classifier = isinstance(module, APALoss)
     classifier = _classifier_of(module, model) if is_classifier else None
-    reason = None
+    reason, fits = None, {}
     if not len(values):
         reason = "no value reached it"
-    elif (spread := values.std(0).mean()) < _MIN_SPREAD:
-        reason = f"its input hardly varies (standard deviation {spread:.2g})"
+    elif is_classifier and _spread_of_classes(values) < _MIN_SPREAD:
+        reason = "it gives all classes the same logits"
     elif is_classifier and classifier is None:
         reason = "its head has no fc_cls with a bias to keep the scores' mean"
-    if reason is not None:
+    else:
+        values = values.reshape(-1, lam.numel())
+        fits, errors = _fit(values, shifted=is_classifier)
+        if not fits:
+            reason = errors[0]
+        elif errors:
+            reason = f"for {len(errors)} of {lam.numel()} pairs: {errors[0]}"
+    if not fits:
         return Alignment(name, len(values), None, None, *means, reason=reason)
-    values = values.reshape(-1, lam.numel())
-    step = -(-len(values) // _PER_FIT)
-    mu = None if is_classifier else 0.0
-    fits = [fit_apa(column[::step], mu=mu) for column in values.T]
     with torch.no_grad():
-        for param, attribute in ((lam, "lam"), (kappa, "kappa")):
-            param.copy_(param.new_tensor([getattr(fit, attribute) for fit in fits]))
+        for index, fit in fits.items():
+            lam[index], kappa[index] = fit.lam, fit.kappa
+        for param in (lam, kappa):
             broadcast(param.data)
         z = torch.from_numpy(values).to(lam.device)
         function = formula.aglu if isinstance(module, AGLU) else formula.apa
@@ -287,7 +307,33 @@ def _align_site(
     return Alignment(
         *(name, len(values), lam.mean().item(), kappa.mean().item(), *means),
         change=(change.norm() / before.norm()).item(),
+        reason=reason,
     )
+
+
+def _spread_of_classes(logits: np.ndarray) -> float:
+    """Return by how much the logits (n, C) differ beyond the bias and a common part.
+
+    Weights that are all equal give every class the same logit, but for the bias.
+    """
+    if logits.shape[1] == 1:
+        return logits.std()
+    logits = logits - logits.mean(0)
+    return logits.std(1).mean()
+
+
+def _fit(values: np.ndarray, shifted: bool) -> tuple[dict[int, APAFit], list[str]]:
+    """Fit each column (n, P); return the fits by column, and why others cannot be."""
+    rng = np.random.default_rng(0)
+    if len(values) > _PER_FIT:
+        values = values[rng.choice(len(values), _PER_FIT, replace=False)]
+    fits, errors = {}, []
+    for index, column in enumerate(values.T):
+        try:
+            fits[index] = fit_apa(column, mu=None if shifted else 0.0)
+        except ValueError as error:
+            errors.append(str(error))
+    return fits, errors
 
 
 def _classifier_of(loss: nn.Module, model: nn.Module) -> nn.Linear | None:
@@ -320,12 +366,6 @@ def _keep_mean(
 
 
 @master_only
-def _save(path: str, iteration: int, records: list[Alignment]) -> None:
-    """Write what was fitted before ``iteration``, beside earlier ones."""
-    saved = {}
-    if iteration and osp.exists(path):
-        with open(path, encoding="utf-8") as file:
-            saved = json.load(file)
-    saved[str(iteration)] = [asdict(record) for record in records]
+def _save(path: str, saved: dict) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(saved, file, indent=1)

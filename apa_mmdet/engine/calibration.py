@@ -154,7 +154,7 @@ def try_calibrations(cfg: Config, calibrations: Sequence[str]) -> None:
 
 
 def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
-    """See to the class counts that a config's calibration needs for testing.
+    """Make sure that the class counts a config's calibration needs are available.
 
     The config's ClassFrequencyHook, added if there is none, checks the counts before
     the first image. A local checkpoint is also checked now.

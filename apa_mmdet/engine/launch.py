@@ -92,7 +92,8 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     cfg.merge_from_dict(options)
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
-    if "train" in splits:
+    # --resume replaces load_from.
+    if "train" in splits and getattr(args, "resume", None) is None:
         prepare_load_from(cfg)
     check_files(cfg, splits)
     return cfg

@@ -1,4 +1,4 @@
-"""The hook that refuses what would go wrong without a word, or only hours later."""
+"""The hook that refuses what would go wrong silently, or only hours later."""
 
 from __future__ import annotations
 

