@@ -45,7 +45,7 @@ class _AdaptiveActivation(nn.Module):
         self.inplace = inplace
         self.channel_dim = channel_dim
         self._ranges = self._parse(init)
-        # One axis only: MMDetection's heads re-initialise whatever has more. Drawn here:
+        # One axis only: MMDetection's heads re-initialise what has more. Drawn here:
         # reset_parameters() calls nn.init, whose functions do nothing while diffusers
         # builds a model for a checkpoint, which may lack these parameters.
         self.lambda_param, self.kappa_param = (

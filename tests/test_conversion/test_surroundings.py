@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
+from apa_mmdet.ops import use_implementation
 from apa_mmdet.optim import param_groups
 
 OWN = ("lambda_param", "kappa_param")
@@ -250,10 +251,14 @@ def test_a_model_with_its_own_initialisation_can_be_pickled():
     again._init_weights(again.act)
 
 
-def test_exported(ids):
+@pytest.mark.parametrize("implementation", ["auto", "plain"])
+def test_exported(implementation, ids):
     model = Language().eval()
     convert_activations(model)
-    program = torch.export.export(model, (ids,))
+    with use_implementation(implementation):
+        program = torch.export.export(model, (ids,))
     torch.testing.assert_close(program.module()(ids), model(ids))
     exported = {name for name, _ in program.named_parameters()}
     assert {f"layers.{i}.act_fn.{name}" for i in (0, 1) for name in OWN} <= exported
+    if implementation == "plain":  # so that it runs without this package
+        assert "apa_mmdet" not in str(program.graph)

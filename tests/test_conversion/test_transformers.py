@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
@@ -148,6 +149,28 @@ def test_lora(ids, tmp_path):
     merged = loaded.merge_and_unload()
     assert len(own(merged)) == 2 and (1.0, 1.0) not in starts(merged)
     torch.testing.assert_close(merged(ids).logits, tuned(ids).logits)
+
+
+def test_lora_where_an_activation_has_several_sites():
+    peft = pytest.importorskip("peft")
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.fc2(self.relu(self.fc1(x))))
+
+    model = nn.Sequential(Block())
+    convert_activations(model, init="silu")
+    lora = dict(target_modules=["fc1"], modules_to_save=["relu.0", "relu.1"])
+    tuned = peft.get_peft_model(model, peft.LoraConfig(**lora))
+    tuned(torch.randn(2, 4)).sum().backward()
+    trained = [act for act in own(tuned) if act.lambda_param.requires_grad]
+    assert len(trained) == 2
+    assert all(act.lambda_param.grad.abs() > 0 for act in trained)
 
 
 @pytest.mark.parametrize("target, trains", [("q_proj", False), ("gate_proj", True)])
