@@ -205,6 +205,16 @@ def test_on_the_meta_device(ids):
     torch.testing.assert_close(model(ids), plain(ids), atol=0, rtol=0)
 
 
+def test_converted_in_bfloat16(ids):
+    model = Language(nn.GELU).to(torch.bfloat16)
+    convert_activations(model)
+    assert {act.kappa_param.dtype for act in own(model)} == {torch.float32}
+    assert model(ids).dtype == torch.bfloat16
+    for name, grad in gradients(model, ids).items():
+        assert grad.dtype == (torch.float32 if name.endswith(OWN) else torch.bfloat16)
+        assert grad.abs().max() > 0
+
+
 class Inner(nn.Module):
     """A model that sets its weights itself, in the way of transformers."""
 
