@@ -190,6 +190,16 @@ def test_bfloat16_rounds_steps_away_unless_the_activations_stay_float32(ids):
     assert model(ids).dtype == torch.bfloat16
 
 
+def test_autocast_leaves_the_parameters_in_float32(ids):
+    model = Language()
+    convert_activations(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(ids).dtype == torch.bfloat16
+        found = gradients(model, ids)
+    for grad in found.values():
+        assert grad.dtype == torch.float32 and grad.isfinite().all() and grad.any()
+
+
 def test_on_the_meta_device(ids):
     plain = Language(nn.GELU)
     with torch.device("meta"):
