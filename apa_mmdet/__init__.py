@@ -7,8 +7,8 @@ A config needs one line, since importing the package registers everything in it:
 If mmengine is installed, the import first checks that torch, mmcv and mmdet are
 installed and compatible, and then runs :func:`_install`, the complete list of what
 takes effect. Without mmengine nothing takes effect: :mod:`apa_mmdet.ops`,
-:mod:`apa_mmdet.layers` and :mod:`apa_mmdet.conversion` then need only torch, and
-:mod:`apa_mmdet.evaluation` only numpy.
+:mod:`apa_mmdet.layers`, :mod:`apa_mmdet.conversion` and :mod:`apa_mmdet.optim` then
+need only torch, and :mod:`apa_mmdet.evaluation` only numpy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _install() -> None:
     from .layers import AGLU, APA
     from .models import conversion_rules
     from .models.calibration import roi_head
-    from .optim import APAOptimWrapperConstructor
+    from .optim.constructor import APAOptimWrapperConstructor
 
     # torch.load(weights_only=True), the default since torch 2.6, also reads what
     # MMEngine writes into checkpoints, and argparse.Namespace. It returns the numpy

@@ -205,14 +205,15 @@ def test_without_mmengine_torch_is_enough():
         "from apa_mmdet.conversion import convert_activations\n"
         "from apa_mmdet.layers import AGLU\n"
         "from apa_mmdet.ops import aglu\n"
+        "from apa_mmdet.optim import param_groups\n"
         "model = torch.nn.Sequential(torch.nn.ReLU())\n"
         "convert_activations(model)\n"
-        "print(type(model[0]) is AGLU)\n"
+        "print(type(model[0]) is AGLU, len(param_groups(model, 0.1)))\n"
         "print(aglu(torch.zeros(1), torch.ones(1), torch.ones(1)).item())"
     )
     done = run(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True", "0.0"]
+    assert done.stdout.split() == ["True", "1", "0.0"]
 
 
 def test_without_mmengine_the_evaluation_does_not_import_torch():

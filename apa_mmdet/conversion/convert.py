@@ -10,6 +10,7 @@ from torch import nn
 
 from .dry_run import check_inputs, compare
 from .grouping import REPEATED
+from .missing_weights import keep_starts
 from .options import FilterFn, Options
 from .planning import ModulePlan, PlannedSite, join, plan_model
 from .report import ConversionReport, Left, Site
@@ -118,6 +119,7 @@ def convert_activations(
         for site, activation in _convert(plan, sites, options)
     ]
     finish(model)
+    keep_starts(model)
     for module in model.modules():
         # Stages are frozen while a model is built and again in train(). DDP and the
         # optimizer, which come in between, must not list what will be frozen.

@@ -15,6 +15,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from enum import Enum
 from functools import cache, partial
+from itertools import chain
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -31,6 +32,12 @@ _BUILTINS = (abs, bool, float, int, isinstance, len, max, min, pow, range, round
 _TORCH = (
     *(torch.tensor, torch.zeros, torch.ones, torch.full, torch.is_tensor, torch.finfo),
     *(torch.jit.is_scripting, torch.jit.is_tracing, torch.compiler.is_compiling),
+)
+# Listed at import: torch cannot list them while a library has replaced some of them, as
+# diffusers does with those of nn.init while it reads a checkpoint.
+_KNOWN_FUNCTIONS = frozenset(
+    {*_BUILTINS, *_TORCH, *chain.from_iterable(get_overridable_functions().values())}
+    | {value for value in vars(math).values() if callable(value)}
 )
 _RANDOM = (
     *("rand", "dropout", "bernoulli", "normal", "multinomial", "gumbel", "poisson"),
@@ -104,27 +111,18 @@ def _may_call(value: Any, called: set[str], stack: tuple) -> bool:
             return is_alone and _reads_pure(owner.forward, None, called, stack)
         return False
     if isinstance(value, type):
-        return value in _known_functions() or issubclass(value, Exception)
+        return value in _KNOWN_FUNCTIONS or issubclass(value, Exception)
     called.add(name)
     if any(word in name for word in _RANDOM):
         return False
     if isinstance(value, torch.jit.ScriptFunction):
         return "prim::Print" not in str(value.graph)
     try:
-        if value in _known_functions():
+        if value in _KNOWN_FUNCTIONS:
             return True
     except TypeError:  # not hashable
         return False
     return isinstance(value, FunctionType) and _reads_pure(value, None, called, stack)
-
-
-@cache
-def _known_functions() -> frozenset[Callable]:
-    of_torch = get_overridable_functions()
-    return frozenset(
-        {*_BUILTINS, *_TORCH, *(f for v in of_torch.values() for f in v)}
-        | {value for value in vars(math).values() if callable(value)}
-    )
 
 
 def _is_constant_leaf(module: nn.Module) -> bool:

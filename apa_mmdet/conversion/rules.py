@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class ModelRules:
     finish: Callable[[nn.Module], None] = lambda model: None
 
 
-def _torch_losses(module: nn.Module) -> dict[str, str]:
-    is_loss = isinstance(module, nn.modules.loss._Loss)
-    return {"": "it belongs to a loss"} if is_loss else {}
+def _fixed_in_torch(module: nn.Module) -> dict[str, str]:
+    if isinstance(module, nn.modules.loss._Loss):
+        return {"": "it belongs to a loss"}
+    if isinstance(module, ParametrizationList):
+        return {"": "it computes a parameter, not a feature"}
+    return {}
 
 
-_RULES = [ModelRules(_torch_losses)]
+_RULES = [ModelRules(_fixed_in_torch)]
 
 
 def add_rules(rules: ModelRules) -> None:

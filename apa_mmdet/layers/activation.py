@@ -45,14 +45,13 @@ class _AdaptiveActivation(nn.Module):
         self.inplace = inplace
         self.channel_dim = channel_dim
         self._ranges = self._parse(init)
-        # One axis only: MMDetection's heads re-initialise whatever has more.
-        self.lambda_param = nn.Parameter(
-            torch.empty(num_parameters), requires_grad=learnable
+        # One axis only: MMDetection's heads re-initialise what has more. Drawn here:
+        # reset_parameters() calls nn.init, whose functions do nothing while diffusers
+        # builds a model for a checkpoint, which may lack these parameters.
+        self.lambda_param, self.kappa_param = (
+            nn.Parameter(torch.empty(num_parameters).uniform_(*bounds), learnable)
+            for bounds in self._ranges
         )
-        self.kappa_param = nn.Parameter(
-            torch.empty(num_parameters), requires_grad=learnable
-        )
-        self.reset_parameters()
 
     def _parse(self, init: str | Mapping) -> tuple[tuple[float, float], ...]:
         name = type(self).__name__

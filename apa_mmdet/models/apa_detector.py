@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..conversion import convert_activations
-from ..optim import decay_advice
+from ..optim.constructor import decay_advice
 
 _, *_OPTIONS = inspect.signature(convert_activations).parameters
 

@@ -1,5 +1,9 @@
-"""The optimizer constructor that keeps weight decay off lambda and kappa."""
+"""No weight decay for lambda and kappa, in any optimizer.
 
-from .constructor import APAOptimWrapperConstructor, decay_advice
+:func:`param_groups` needs only torch. The optimizer constructor for MMEngine's configs
+needs mmengine and mmdet, so it is imported from :mod:`apa_mmdet.optim.constructor`.
+"""
 
-__all__ = ["APAOptimWrapperConstructor", "decay_advice"]
+from .groups import param_groups
+
+__all__ = ["param_groups"]

@@ -13,7 +13,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
-_NAMES = ("lambda_param", "kappa_param")
+from .groups import NAMES, split
 
 
 class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -51,19 +51,15 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Return an optimizer wrapper for the parameters of ``model``."""
         if self.paramwise_cfg or not self._default_decay:
             return super().__call__(model)
-        others: dict = {"params": []}
-        exempt: dict = {"params": [], "weight_decay": 0.0}
-        for name, param in getattr(model, "module", model).named_parameters():
-            group = exempt if name.rpartition(".")[2] in _NAMES else others
-            group["params"].append(param)
-        if not exempt["params"]:
+        others, exempt = split(getattr(model, "module", model))
+        if not exempt:
             return super().__call__(model)
         print_log(
-            f"no weight decay for {len(exempt['params'])} parameters named "
-            f"{' or '.join(_NAMES)}",
+            f"no weight decay for {len(exempt)} parameters named {' or '.join(NAMES)}",
             logger="current",
         )
-        groups = [group for group in (others, exempt) if group["params"]]
+        groups = [{"params": others}] if others else []
+        groups.append({"params": exempt, "weight_decay": 0.0})
         # Without paramwise_cfg, the base class only asks a model for its parameters.
         return super().__call__(SimpleNamespace(parameters=lambda: groups))
 
@@ -80,7 +76,7 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         own = {
             param: f"{prefix}.{name}"
             for name, param in module.named_parameters(recurse=False)
-            if name in _NAMES
+            if name in NAMES
         }
         if not own:
             return
@@ -104,7 +100,7 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         settings = {
             key: setting
             for key, setting in self.paramwise_cfg.get("custom_keys", {}).items()
-            if key in name and _sets_decay(key, setting, _NAMES)
+            if key in name and _sets_decay(key, setting, NAMES)
         }
         if not settings:
             return 0.0
@@ -164,7 +160,7 @@ def decay_advice(optim_wrapper_cfg: Mapping | None = None) -> str | None:
     custom_keys = (cfg.get("paramwise_cfg") or {}).get("custom_keys", {})
     if all(
         any(_sets_decay(key, setting, (name,)) for key, setting in custom_keys.items())
-        for name in _NAMES
+        for name in NAMES
     ):
         return None
     if cfg.get("optimizer", {}).get("weight_decay", True) in (0, None):

@@ -58,6 +58,14 @@ def test_reset_draws_again():
     assert not torch.equal(before, module.lambda_param)
 
 
+def test_starts_do_not_need_the_functions_of_nn_init(monkeypatch):
+    """Libraries disable them while they build a model for a checkpoint."""
+    monkeypatch.setattr(nn.init, "uniform_", lambda *args, **kwargs: None)
+    for layer in (AGLU(4, init="gelu"), APA(4, init="gelu")):
+        assert layer.lambda_param.tolist() == [1.0] * 4
+        torch.testing.assert_close(layer.kappa_param, torch.full((4,), 1.702))
+
+
 @pytest.mark.parametrize("kind", ["AGLU", "APA"])
 def test_mmcv_builds_it_and_it_spares_its_input(kind):
     block = ConvModule(3, 8, 1, act_cfg=dict(type=kind), inplace=True)

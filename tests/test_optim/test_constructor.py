@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from apa_mmdet.layers import AGLU
-from apa_mmdet.optim import APAOptimWrapperConstructor, decay_advice
+from apa_mmdet.optim.constructor import APAOptimWrapperConstructor, decay_advice
 
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=0.01)
 

@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.config import DictAction
 
 from apa_mmdet.conversion import convert_activations
-from apa_mmdet.optim import decay_advice
+from apa_mmdet.optim.constructor import decay_advice
 from apa_mmdet.testing.configs import read_config, split_conversion
 from apa_mmdet.testing.models import quiet_mmdet
 
