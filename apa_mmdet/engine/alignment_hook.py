@@ -112,7 +112,7 @@ class AlignmentHook(Hook):
         num_images: int = 64,
     ) -> None:
         at = (at,) if isinstance(at, int) else tuple(at)
-        if not at or any(not isinstance(i, int) or i < 0 for i in at):
+        if not at or any(type(i) is not int or i < 0 for i in at):
             raise ValueError(f"at={at!r}, expected iterations >= 0, such as (0, 1000)")
         if not isinstance(num_images, int) or num_images < 1:
             raise ValueError(f"num_images={num_images!r}, expected an integer >= 1")

@@ -235,6 +235,7 @@ def test_processes_share_the_images_and_agree(tmp_path):
     "kwargs, message",
     [
         (dict(at=(-1,)), r"at=\(-1,\), expected iterations >= 0"),
+        (dict(at=True), r"at=\(True,\), expected iterations >= 0"),
         (dict(num_images=0), "num_images=0, expected an integer >= 1"),
     ],
 )

@@ -218,6 +218,7 @@ def test_interface_of_scores_and_accuracy():
     [
         (dict(num_classes=0), "num_classes=0"),
         (dict(num_classes=4, lam=-0.1), "lam=-0.1, expected a finite value >= 0"),
+        (dict(num_classes=4, lam="a"), "lam='a', expected a finite value >= 0"),
         (dict(num_classes=4, kappa=0), "kappa=0, expected a finite value > 0"),
         (dict(num_classes=4, learnable=True), "learnable=True"),
         (dict(num_classes=4, rare_threshold=10), "rare_threshold=10"),

@@ -66,8 +66,10 @@ class APALoss(BoxHeadLossMixin, nn.Module):
     ) -> None:
         super().__init__()
         self.check_num_classes(num_classes)
-        _check(0 <= lam < math.inf, "lam", lam, "a finite value >= 0")
-        _check(0 < kappa < math.inf, "kappa", kappa, "a finite value > 0")
+        is_number = isinstance(lam, (int, float)) and 0 <= lam < math.inf
+        _check(is_number, "lam", lam, "a finite value >= 0")
+        is_number = isinstance(kappa, (int, float)) and 0 < kappa < math.inf
+        _check(is_number, "kappa", kappa, "a finite value > 0")
         is_known = learnable in (None, "shared", "class")
         _check(is_known, "learnable", learnable, "None, 'shared' or 'class'")
         is_known = init in (None, "frequency") and (init, learnable) != (

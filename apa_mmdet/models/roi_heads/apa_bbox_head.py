@@ -71,7 +71,8 @@ class APABBoxHead(Shared2FCBBoxHead):
                 raise ValueError(
                     f"prior={prior}, expected a probability in (0, 1) or 'frequency'"
                 )
-            if not 0 < foreground_share < 1:
+            is_number = isinstance(foreground_share, (int, float))
+            if not is_number or not 0 < foreground_share < 1:
                 raise ValueError(
                     f"foreground_share={foreground_share}, expected a share in (0, 1)"
                 )
