@@ -15,7 +15,7 @@ The life of one pre-activation
    reaches a ``loss_cls`` are a classifier's logits and labels, which ``classifier.py``
    sorts by role, class group and class.
 3. ``sampling.py`` chooses which values count, and draws how often the image counts in
-   each bootstrap replicate, from the image's number alone.
+   each bootstrap replicate, from the image's number only.
 4. ``statistics.py`` counts them: a ``Histogram`` for each site and class group, a
    ``Reservoir`` for the classes. Both are exact whatever the order and the number of
    processes, so the parts of several processes add up to what one would have counted.

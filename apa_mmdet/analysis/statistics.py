@@ -134,7 +134,7 @@ class Reservoir:
     """A uniform sample of the values of each of many series.
 
     Each value comes with a random priority, and the smallest ones of a series are kept:
-    all its values as long as there are no more than ``size``.
+    all its values up to ``size`` of them.
 
     Args:
         num_series: Number of series.

@@ -52,7 +52,7 @@ def coco_to_lvis(
     up to ``common_max``, otherwise ``f``. Images get ``neg_category_ids`` and
     ``not_exhaustive_category_ids``. LVIS has no crowds: they are left out, as are
     annotations with ``ignore``, and the image becomes not exhaustive for their class.
-    A missing ``area`` is that of the mask, or of the box if there is no mask.
+    A missing ``area`` is computed from the mask, or from the box if there is none.
     Annotations whose box or area is empty are left out. Ids do not change.
 
     Args:

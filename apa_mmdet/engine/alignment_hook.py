@@ -21,7 +21,6 @@ from mmengine.dist import (
     master_only,
 )
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from ..analysis.fit import APAFit, fit_apa
 from ..layers import AGLU, APA
 from ..models.losses import APALoss
 from ..ops import formula
+from .setup_check_hook import unwrapped_model
 
 # Values kept of one call of a site, and values of one parameter pair that are fitted.
 _PER_CALL, _PER_FIT = 100_000, 5_000
@@ -124,7 +124,7 @@ class AlignmentHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the sites, and align them if training starts here."""
-        self.sites(_unwrapped(runner))
+        self.sites(unwrapped_model(runner))
         if max(self.at) >= runner.max_iters:
             raise ValueError(
                 f"AlignmentHook: at={self.at}, expected iterations below the "
@@ -173,7 +173,7 @@ class AlignmentHook(Hook):
         return sites
 
     def _align(self, runner: Runner, iteration: int) -> None:
-        model = _unwrapped(runner)
+        model = unwrapped_model(runner)
         sites = self.sites(model)
         samples = {name: [] for name in sites}
         handles = [
@@ -203,7 +203,7 @@ class AlignmentHook(Hook):
     def _batches(self, runner: Runner) -> Iterator[dict]:
         """Yield this process's share of the training images, collated.
 
-        The run's own loader is left alone: its sampler has a state.
+        The run's own loader is not used, because that would advance its sampler.
         """
         loader = runner.train_loop.dataloader
         generator = torch.Generator().manual_seed(0)
@@ -216,11 +216,6 @@ class AlignmentHook(Hook):
         for start in range(0, len(indices), size):
             batch = [loader.dataset[i] for i in indices[start : start + size]]
             yield loader.collate_fn(batch)
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,6 +16,7 @@ from ..models.calibration import check_statistics, fractal_dimension
 from ..models.calibration.names import build_calibrations
 from ..models.calibration.statistics import HOW_TO_GET_COUNTS
 from .checkpoint import read_checkpoint
+from .setup_check_hook import unwrapped_model
 
 
 class StatisticsFiller:
@@ -92,7 +92,7 @@ def check_calibrations(runner: Runner) -> None:
     """Check that calibrated RoI heads have what they need.
 
     Raises:
-        RuntimeError: If there are no counts.
+        RuntimeError: If the counts are missing.
         ValueError: If a class has no training boxes and the calibration needs some.
     """
     for head in calibrated_heads(runner):
@@ -101,15 +101,15 @@ def check_calibrations(runner: Runner) -> None:
 
 def calibrated_heads(runner: Runner) -> list[nn.Module]:
     """Return the RoI heads of a runner's model that calibrate scores."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return [module for module in model.modules() if hasattr(module, "calibrations")]
+    modules = unwrapped_model(runner).modules()
+    return [module for module in modules if hasattr(module, "calibrations")]
 
 
 def try_calibrations(cfg: Config, calibrations: Sequence[str]) -> None:
     """Change a config to test with one or several calibrations, in place.
 
     Every LVISFastMetric adds Fixed AP. It has no limit for an image except that of the
-    model, ``test_cfg.rcnn.max_per_img``; a warning says if that is no more than AP's.
+    model, ``test_cfg.rcnn.max_per_img``; a warning says if that does not exceed AP's.
 
     Args:
         cfg: The config.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from ..datasets.class_frequency import class_frequency
 from ..models.losses import APALoss
 from .calibration import StatisticsFiller, check_calibrations, fill_for_testing
-from .setup_check_hook import SetupCheckHook
+from .setup_check_hook import SetupCheckHook, unwrapped_model
 
 
 @HOOKS.register_module()
@@ -35,7 +34,7 @@ class ClassFrequencyHook(SetupCheckHook):
         ValueError: If the data set's classes do not match ``num_classes`` of the loss
             or the box head, a calibration needs boxes of a class that has none, or the
             set-up is refused.
-        RuntimeError: If there are no statistics before testing.
+        RuntimeError: If the statistics are missing before testing.
     """
 
     def __init__(self, read_in_test: bool = False) -> None:
@@ -88,5 +87,5 @@ class ClassFrequencyHook(SetupCheckHook):
 
 
 def _losses(runner: Runner) -> list[APALoss]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return [module for module in model.modules() if isinstance(module, APALoss)]
+    modules = unwrapped_model(runner).modules()
+    return [module for module in modules if isinstance(module, APALoss)]

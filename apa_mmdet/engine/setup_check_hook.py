@@ -15,6 +15,11 @@ from ..datasets.labels import check_labels
 _MASK_WORDS = ("mask", "panoptic", "seg")
 
 
+def unwrapped_model(runner: Runner) -> nn.Module:
+    """Return a runner's model without the wrapper of distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
 @HOOKS.register_module()
 class SetupCheckHook(Hook):
     """Check, before the first iteration, that data, model and metrics fit together.
@@ -34,7 +39,7 @@ class SetupCheckHook(Hook):
         # would build the training data set even to test.
         if isinstance(runner._train_loop, BaseLoop):
             check_labels(runner._train_loop.dataloader.dataset)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         for split, loop in (("val", runner._val_loop), ("test", runner._test_loop)):
             evaluator = getattr(loop, "evaluator", None)
             if isinstance(evaluator, Evaluator) and not _may_predict_masks(model):

@@ -108,7 +108,7 @@ def check_statistics(roi_head: BaseRoIHead) -> None:
     """Check that a calibrated head's statistics suit its calibrations.
 
     Raises:
-        RuntimeError: If there are no counts.
+        RuntimeError: If the counts are missing.
         ValueError: If a class has no training boxes and the calibration needs some.
     """
     roi_head.class_statistics.require_counts()

@@ -69,7 +69,7 @@ class ClassStatistics(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
-        """Raise a RuntimeError if there are no counts.
+        """Raise a RuntimeError if the counts are missing.
 
         MMEngine's Runner calls this after the hooks' ``before_run`` and before the
         first iteration of training.
@@ -77,7 +77,7 @@ class ClassStatistics(nn.Module):
         self.require_counts()
 
     def require_counts(self) -> None:
-        """Raise a RuntimeError if there are no counts."""
+        """Raise a RuntimeError if the counts are missing."""
         if not self.num_images.any():
             raise RuntimeError(
                 f"test_cfg.rcnn.calibration needs the class counts of the training "

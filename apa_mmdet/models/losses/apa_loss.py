@@ -194,7 +194,7 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
 
     def require_frequency(self, setting: str) -> None:
-        """Raise a RuntimeError if there are no class frequencies.
+        """Raise a RuntimeError if the class frequencies are missing.
 
         Args:
             setting: The setting that needs them, for the message.
