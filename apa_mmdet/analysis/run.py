@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
+from ..datasets.class_frequency import image_counts
 from ..datasets.labels import leaves
 from ..engine.checkpoint import read_checkpoint
 from ..evaluation.core.workers import progress_bar
@@ -154,14 +155,8 @@ def build_dataset(cfg: Config, split: str) -> Any:
 
 def class_images(dataset: Any) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of a data set's classes and how many images show each."""
-    names, counts = (), np.zeros(0, np.int64)
-    for leaf in leaves(dataset):
-        leaf.full_init()
-        names = tuple(leaf.metainfo["classes"])
-        counts = counts if len(counts) else np.zeros(len(names), np.int64)
-        for index in range(len(leaf)):
-            counts[sorted(set(leaf.get_cat_ids(index)))] += 1
-    return names, counts
+    counts, _ = image_counts(dataset)
+    return tuple(next(leaves(dataset)).metainfo["classes"]), counts.numpy()
 
 
 def class_groups(counts: np.ndarray) -> np.ndarray:

@@ -24,6 +24,23 @@ def class_frequency(dataset: Dataset) -> Tensor:
         float32 tensor (C,): images with the class / images with any annotation.
 
     Raises:
+        TypeError: As :func:`image_counts`.
+        ValueError: As :func:`image_counts`.
+    """
+    counts, num_annotated = image_counts(dataset)
+    return counts.to(torch.float32) / num_annotated
+
+
+def image_counts(dataset: Dataset) -> tuple[Tensor, int]:
+    """Return how many images show each class, and how many are annotated.
+
+    Args:
+        dataset: As in :func:`class_frequency`.
+
+    Returns:
+        int64 tensor (C,), and the number of images with any annotation.
+
+    Raises:
         TypeError: If a data set has no ``get_cat_ids`` or no ``metainfo['classes']``.
         ValueError: If labels do not mean what ``metainfo['classes']`` says
             (:func:`~.labels.check_labels`), or nothing is annotated.
@@ -55,4 +72,4 @@ def class_frequency(dataset: Dataset) -> Tensor:
             "no image of the training data set has an annotation; check ann_file and "
             "metainfo['classes']"
         )
-    return counts.to(torch.float32) / num_annotated
+    return counts, num_annotated
