@@ -125,10 +125,18 @@ def check_mmpretrain() -> None:
     """
     check_requirements()
     distribution, version = MMPRETRAIN_ONEDL if _is_onedl() else MMPRETRAIN
-    command = f"pip install {distribution}=={version}"
+    command = f"pip install {distribution}=={version} model-index"
     if not is_installed("mmpretrain"):
         _refuse_classification("mmpretrain is not installed", command)
-    _require_minimum("mmpretrain", distribution, command)
+    if (_version(distribution) or MINIMUM["mmpretrain"]) < MINIMUM["mmpretrain"]:
+        _refuse_classification(
+            f"{distribution} {metadata.version(distribution)} is too old", command
+        )
+    # MMPretrain requires the distribution modelindex, which contains nothing.
+    if not is_installed("modelindex"):
+        _refuse_classification(
+            "mmpretrain needs model-index, which is not installed", command
+        )
 
     # The releases of torch 2.0, 2.1, ... and of torchvision 0.15, 0.16, ... are pairs.
     _, minor, *_ = _version("torch")
