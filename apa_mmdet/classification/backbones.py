@@ -21,7 +21,9 @@ class _ClassifierBackbone:
         norm_eval: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(depth, out_indices=out_indices, norm_eval=norm_eval, **kwargs)
+        super().__init__(
+            depth=depth, out_indices=out_indices, norm_eval=norm_eval, **kwargs
+        )
 
     def _checkpoint_filter(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # ImageClassifier calls this for every checkpoint that it loads.

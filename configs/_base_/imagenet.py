@@ -15,7 +15,8 @@ model = dict(
         type="LinearClsHead",
         num_classes=1000,
         in_channels=2048,
-        loss=dict(type="CrossEntropyLoss", use_soft=True),
+        # Also of the soft labels of mixup, which torch takes as they are.
+        loss=dict(type="CrossEntropyLoss"),
     ),
     train_cfg=dict(augments=dict(type="Mixup", alpha=0.2)),
 )

@@ -22,18 +22,22 @@ def linear(channels):
     return dict(type="LinearClsHead", num_classes=5, in_channels=channels)
 
 
-# Backbone, neck, head, and the number of sites in the backbone.
 VIT = dict(
     type="VisionTransformer",
     arch=dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64),
     img_size=64,
     patch_size=16,
 )
+# Backbone, and the channels of its features.
 MODELS_TO_CONVERT = {
     "ResNet": (dict(type="ResNet", depth=18, base_channels=16, stem_channels=16), 128),
     "SEResNet": (dict(type="SEResNet", depth=50, base_channels=16), 512),
     "ConvNeXt": (
-        dict(type="ConvNeXt", arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])),
+        dict(
+            type="ConvNeXt",
+            arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32]),
+            layer_scale_init_value=1.0,
+        ),
         32,
     ),
     "Swin": (
@@ -41,7 +45,7 @@ MODELS_TO_CONVERT = {
             type="SwinTransformer",
             arch=dict(embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4]),
             img_size=64,
-            window_size=4,
+            window_size=2,
         ),
         192,
     ),
@@ -67,7 +71,7 @@ def config(name, **options):
     return dict(type="ImageClassifier", **parts)
 
 
-def build(cfg, statistics=True):
+def build(cfg):
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         model = MODELS.build(cfg)
@@ -76,6 +80,12 @@ def build(cfg, statistics=True):
 
 
 NAMES = ["ViT", *MODELS_TO_CONVERT]
+# Twice what was measured, as AGLU approximates all of these except SiLU.
+LARGEST = dict.fromkeys(NAMES, 0.04) | {
+    "SEResNet": 0.08,
+    "MobileNetV2": 0.28,  # ReLU6
+    "EfficientNet": 1e-5,  # SiLU
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,12 +109,7 @@ def test_starts_close_and_keeps_the_keys(name):
     with torch.no_grad():
         expected, actual = plain(images), model(images)
     difference = float((actual - expected).abs().max() / expected.abs().max())
-    print(f"{name}: {len(sites)} sites, start difference {difference:.4f}")
-    assert difference < LARGEST[name]
-
-
-# Measured above, with a margin: a ReLU is approximated, a SiLU is not.
-LARGEST = dict.fromkeys(NAMES, 1.0)
+    assert difference < LARGEST[name], f"{len(sites)} sites, {difference}"
 
 
 def test_options_and_errors():
