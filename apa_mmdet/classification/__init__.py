@@ -24,14 +24,9 @@ def _install() -> None:
 
     The comments say what changes for models that use nothing from this package.
     """
-    from ..compat.multimodal import leave_out_broken_multimodal
-    from ..optim.constructor import APAOptimWrapperConstructor
-
-    # Where the installed transformers lacks what MMPretrain's multimodal models import,
-    # MMPretrain is imported without them.
-    leave_out_broken_multimodal()
-
     from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+    from ..optim.constructor import APAOptimWrapperConstructor
 
     # In MMPretrain's scope as in mmdet's: the default constructor builds the same
     # optimizer as before, except that parameters named lambda_param or kappa_param get

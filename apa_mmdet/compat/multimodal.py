@@ -12,33 +12,33 @@ from ..requirements import is_installed
 
 
 def leave_out_broken_multimodal() -> None:
-    """Let MMPretrain be imported without the multimodal models that cannot be.
+    """Let MMPretrain's models be imported without the multimodal ones that cannot be.
 
-    If transformers is installed, importing MMPretrain also imports its multimodal
-    models. MMPretrain 1.2.0's import names that transformers has since moved or
-    removed, so nothing of MMPretrain can be imported. They are then replaced by
-    MMPretrain's own placeholders for an environment without transformers. Where all
-    names exist, where transformers is missing, and if MMPretrain has been imported
-    already, this does nothing.
+    Without it, where MMPretrain and a current transformers are both installed,
+    ``import mmdet.models`` ends in ``TypeError: NoneType takes no arguments``: mmdet
+    imports MMPretrain's models, these import the multimodal ones if there is any
+    transformers, and those need names that transformers has moved or removed. They are
+    then replaced by MMPretrain's own placeholders for an environment without
+    transformers. Where all names exist, or one of the two is missing, this does
+    nothing.
 
-    Upstream: huggingface/transformers#6365 placed the functions, which left
-    ``modeling_utils`` after 4.55; no known report in open-mmlab/mmpretrain.
-    Unnecessary from: none yet (mmpretrain 1.2.0 is the latest release;
-    onedl-mmpretrain 1.3.6 is made for transformers below 5).
+    Upstream: no known report. Unnecessary from: none yet (mmpretrain 1.2.0 is the
+    latest release; onedl-mmpretrain 1.3.6 is made for transformers below 5).
     """
-    if "mmpretrain" in sys.modules or not is_installed("transformers"):
+    if not (is_installed("mmpretrain") and is_installed("transformers")):
         return
     root = Path(find_spec("mmpretrain").origin).parent
     files = [root / "models/utils/tokenizer.py", root / "models/utils/huggingface.py"]
     if all(map(_names_exist, [*files, *root.glob("models/multimodal/**/*.py")])):
         return
-    # This module decides. Loaded on its own it imports nothing of MMPretrain.
+    # This module decides. Loaded on its own it imports nothing else of MMPretrain.
     name = "mmpretrain.utils.dependency"
-    spec = spec_from_file_location(name, root / "utils/dependency.py")
-    dependency = module_from_spec(spec)
-    spec.loader.exec_module(dependency)
-    dependency.WITH_MULTIMODAL = False
-    sys.modules[name] = dependency
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, root / "utils/dependency.py")
+        dependency = module_from_spec(spec)
+        spec.loader.exec_module(dependency)
+        sys.modules[name] = dependency
+    sys.modules[name].WITH_MULTIMODAL = False
 
 
 def _names_exist(file: Path) -> bool:
