@@ -108,7 +108,9 @@ def prepare_load_from(cfg: Config) -> None:
     if not path or "://" in path:
         return
     path = osp.expanduser(path)
-    if not is_backbone(load_weights(path)):
+    # A classifier takes a whole classification file, its head included.
+    is_classifier = cfg.get("default_scope") == "mmpretrain"
+    if not is_backbone(load_weights(path)) or is_classifier:
         return
     if cfg.get("resume") or "backbone" not in cfg.model:
         raise ValueError(
