@@ -25,13 +25,16 @@ def _install() -> None:
     The comments say what changes for models that use nothing from this package.
     """
     from ..compat.multimodal import leave_out_broken_multimodal
-    from ..optim.constructor import APAOptimWrapperConstructor
 
     # Where the installed transformers lacks what MMPretrain's multimodal models import,
     # MMPretrain is imported without them.
     leave_out_broken_multimodal()
 
-    from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+    from mmpretrain.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+
+    from ..engine.class_frequency_hook import ClassFrequencyHook
+    from ..models.losses import APALoss
+    from ..optim.constructor import APAOptimWrapperConstructor
 
     # In MMPretrain's scope as in mmdet's: the default constructor builds the same
     # optimizer as before, except that parameters named lambda_param or kappa_param get
@@ -39,11 +42,20 @@ def _install() -> None:
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(
         name="DefaultOptimWrapperConstructor", module=APAOptimWrapperConstructor
     )
-    # Configs can use the new types below; no existing type is replaced.
+    # Configs can use the new types below; no existing type is replaced. These two are
+    # those of detectors.
+    MODELS.register_module(module=APALoss)
+    HOOKS.register_module(module=ClassFrequencyHook)
     for module in (
         "backbones",  # APAResNet, APAResNeXt
         "classifier",  # APAClassifier
+        "cosine",  # CosineLinear
+        "datasets",  # LongTailDataset, SplitFileDataset
+        "head",  # LongTailClsHead
+        "metric",  # LongTailAccuracy
+        "redraw_hook",  # RedrawActivationsHook
         "se_resnet_cifar",  # SEResNetCIFAR
+        "transforms",  # CIFARAutoAugment
     ):
         import_module(f"{__name__}.{module}")
 
