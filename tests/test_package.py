@@ -320,6 +320,7 @@ def test_modules_alone_only_add_their_own_types(installation):
         "mmdet task util: FRACAL",
         "mmdet task util: LogitAdjustment",
         "mmdet task util: NORCAL",
+        "mmdet task util: PostCompensation",
         "mmengine model: APACBAM",
         "mmengine model: APASELayer",
         "mmengine model: CosineConv2d",

@@ -24,8 +24,10 @@ def _install() -> None:
 
     The comments say what changes for models that use nothing from this package.
     """
-    from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+    from mmpretrain.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
+    from ..engine.class_frequency_hook import ClassFrequencyHook
+    from ..models.losses import APALoss
     from ..optim.constructor import APAOptimWrapperConstructor
 
     # In MMPretrain's scope as in mmdet's: the default constructor builds the same
@@ -34,11 +36,20 @@ def _install() -> None:
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(
         name="DefaultOptimWrapperConstructor", module=APAOptimWrapperConstructor
     )
-    # Configs can use the new types below; no existing type is replaced.
+    # Configs can use the new types below; no existing type is replaced. These two are
+    # those of detectors.
+    MODELS.register_module(module=APALoss)
+    HOOKS.register_module(module=ClassFrequencyHook)
     for module in (
         "backbones",  # APAResNet, APAResNeXt
         "classifier",  # APAClassifier
+        "cosine",  # CosineLinear
+        "datasets",  # LongTailDataset, SplitFileDataset
+        "head",  # LongTailClsHead
+        "metric",  # LongTailAccuracy
+        "redraw_hook",  # RedrawActivationsHook
         "se_resnet_cifar",  # SEResNetCIFAR
+        "transforms",  # CIFARAutoAugment
     ):
         import_module(f"{__name__}.{module}")
 
