@@ -20,7 +20,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
 
-PACKAGES = ("lvis", "mmcv", "mmdet", "mmengine", "numpy")
+PACKAGES = ("lvis", "mmcv", "mmdet", "mmengine", "mmpretrain", "numpy")
 
 
 def outside():

@@ -226,11 +226,12 @@ if [ -n "$mmpretrain" ] && [ "$cuda" = None ]; then
 APA_MMDET_VENV=$venv-classification \
 TORCH_SPEC='torch==2.11.0 torchvision==0.26.0' bash tools/setup_env.sh $stack"
 fi
-echo "torch==$torch" >"$constraints"
+# As its metadata has it: PyPI's 2.11.0 calls itself 2.11.0+cu130.
+echo "torch==$(version torch)" >"$constraints"
 say "torch $torch; no later step changes it"
 
 begin "build tools for mmcv" "see the log; the usual cause is the network"
-pip_install "setuptools<81" wheel packaging ninja psutil numpy
+pip_install "setuptools>=77,<81" wheel packaging ninja psutil numpy
 
 begin "$mmcv with its compiled ops" \
     "see the log for the compiler's first error. A C++ compiler is needed (Debian, \

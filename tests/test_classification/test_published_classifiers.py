@@ -113,6 +113,20 @@ class Bottleneck(nn.Module):
         )
 
 
+class Cosine(nn.Module):
+    """The authors' cosine classifiers, of a fixed and of a learnt scale."""
+
+    def __init__(self, features, classes, learnable):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-1, 1))
+        self.scale = nn.Parameter(torch.tensor([4.5])) if learnable else 4.0
+
+    def forward(self, x):
+        norm = x.norm(dim=1, keepdim=True)
+        x = self.scale**2 * (norm / (1 + norm)) * (x / norm)
+        return x @ (self.weight / self.weight.norm(dim=1, keepdim=True)).T
+
+
 class ImageNetNet(nn.Module):
     def __init__(self, blocks, attention, groups=1):
         super().__init__()
@@ -195,14 +209,15 @@ def filled(net):
     return net.eval()
 
 
-def classifier(backbone, channels):
+def classifier(backbone, channels, **head):
+    head = {"type": "LinearClsHead", "num_classes": 7, "in_channels": channels} | head
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         return MODELS.build(
             dict(
                 type="ImageClassifier",
                 backbone=backbone,
                 neck=dict(type="GlobalAveragePooling"),
-                head=dict(type="LinearClsHead", num_classes=7, in_channels=channels),
+                head=head,
             )
         ).eval()
 
@@ -266,6 +281,21 @@ def test_logits_are_the_published_ones(case, tmp_path, quiet):
     net = filled(ImageNetNet(blocks, attention, groups))
     model = classifier(backbone, 2048)
     load_checkpoint(model, save(net, tmp_path / "model_99.pth"))
+    assert complaints(quiet) == []
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert_close(model(x), net(x))
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_logits_of_the_cosine_classifiers(learnable, tmp_path, quiet):
+    """The files of ImageNet-LT, iNaturalist 2018 and Places-LT."""
+    net = ImageNetNet((3, 4, 6, 3), "se")
+    net.fc = Cosine(2048, 7, learnable)
+    net = filled(net)
+    fc = dict(type="CosineLinear", learnable=learnable)
+    model = classifier(resnet(50), 2048, type="LongTailClsHead", predictor_cfg=fc)
+    load_checkpoint(model, save(net, tmp_path / "model_199.pth"))
     assert complaints(quiet) == []
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
