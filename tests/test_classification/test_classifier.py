@@ -84,7 +84,7 @@ NAMES = ["ViT", *MODELS_TO_CONVERT]
 LARGEST = dict.fromkeys(NAMES, 0.04) | {
     "SEResNet": 0.08,
     "MobileNetV2": 0.28,  # ReLU6
-    "EfficientNet": 1e-5,  # SiLU
+    "EfficientNet": 1e-4,  # SiLU
 }
 
 
@@ -109,7 +109,8 @@ def test_starts_close_and_keeps_the_keys(name):
     with torch.no_grad():
         expected, actual = plain(images), model(images)
     difference = float((actual - expected).abs().max() / expected.abs().max())
-    assert difference < LARGEST[name], f"{len(sites)} sites, {difference}"
+    print(f"{name}: {len(sites)} sites, {difference:.3g}")
+    assert difference < LARGEST[name]
 
 
 def test_options_and_errors():
