@@ -194,7 +194,7 @@ def test_two_processes(photos, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     cfg.load_from = str(tmp_path / "epoch_1.pth")
