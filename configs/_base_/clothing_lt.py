@@ -1,6 +1,6 @@
 # Clothing dataset (github.com/alexeygrigorev/clothing-dataset, CC0) as a naturally
 # long-tailed classification set: 17 classes, 950 to 15 training photographs of 64 x 64
-# pixels. SE-ResNet-32 at 32 x 32, from scratch: about half a minute of CPU time an epoch.
+# pixels. SE-ResNet-32 at 32 x 32, from scratch: half a minute of CPU time an epoch.
 _base_ = "./long_tail.py"
 num_classes = 17
 model = dict(
