@@ -107,9 +107,10 @@ def _mismatches(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[str]:
             and weights[key].shape != value.shape
         ]
         return problems or [f"does not fit: {error}"]
-    if not own.keys() & weights.keys():
-        return [f"has none of the model's weights; its first is {next(iter(weights))}"]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    # The authors' keys are renamed while they are loaded.
+    if parameters <= set(missing):
+        return [f"has none of the model's weights; its first is {next(iter(weights))}"]
     needed = [key for key in missing if key in parameters or key.endswith(_STATISTICS)]
     modules = {name for name, _ in model.named_modules()}
     return [f"lacks {key}" for key in needed if not key.endswith(_ADAPTIVE)] + [
