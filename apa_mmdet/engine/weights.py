@@ -53,13 +53,18 @@ def load_detector(path: str) -> Mapping[str, Any]:
     Raises a ValueError if it contains only a backbone.
     """
     checkpoint = load_weights(path)
+    refuse_backbone(checkpoint, path)
+    return checkpoint
+
+
+def refuse_backbone(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Raise a ValueError if the checkpoint in a file contains only a backbone."""
     if is_backbone(checkpoint):
         raise ValueError(
             f"checkpoint {path} contains only a backbone, expected a detector; "
             f"to train one from it, set model.backbone.init_cfg to "
             f"dict(type='Pretrained', checkpoint='{path}')"
         )
-    return checkpoint
 
 
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str) -> None:
