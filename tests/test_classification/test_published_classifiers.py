@@ -14,6 +14,7 @@ from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS
 
 import apa_mmdet.classification  # noqa: F401
+from apa_mmdet.engine.weights import check_weights, load_weights
 
 # The authors' networks in plain torch, an independent implementation of the published
 # architectures with the authors' names: its state dict is a file in their format.
@@ -340,6 +341,17 @@ def test_a_backbone_takes_only_its_part(tmp_path, quiet):
     assert torch.equal(model.backbone.conv1.weight, net.conv1.weight)
     assert torch.equal(model.head.fc.weight, before)
     assert complaints(quiet) == []
+
+
+def test_tools_accept_a_file_that_fits(tmp_path):
+    net = filled(CIFARNet())
+    content = load_weights(save(net, tmp_path / "model_499.pth"))
+    model = classifier(dict(type="SEResNetCIFAR"), 64)
+    check_weights(model, content, "model_499.pth")
+    assert torch.equal(model.head.fc.weight, net.linear.weight)
+    del content["model"]["linear.weight"]
+    with pytest.raises(ValueError, match=r"lacks head.fc.weight"):
+        check_weights(classifier(dict(type="SEResNetCIFAR"), 64), content, "file.pth")
 
 
 def test_another_architecture_is_refused(tmp_path):
