@@ -179,7 +179,7 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     rcnn = (cfg.model.get("test_cfg") or {}).get("rcnn") or {}
     calibration = rcnn.get("calibration")
     hooks = list(cfg.get("custom_hooks") or [])
-    if in_test and "roi_head" not in cfg.model:
+    if in_test and "head" in cfg.model:
         for hook in hooks:
             if _is_frequency_hook(hook):
                 hook["read_in_test"] = True
