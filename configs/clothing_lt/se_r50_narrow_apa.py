@@ -8,3 +8,5 @@ pipeline = [image, crop, _base_.train_pipeline[3], dict(type="PackInputs")]
 train_dataloader = dict(dataset=dict(pipeline=pipeline))
 val_dataloader = dict(dataset=dict(pipeline=[image, dict(type="PackInputs")]))
 test_dataloader = val_dataloader
+optimizer = dict(_delete_=True, type="AdamW", lr=0.002, weight_decay=0.05)
+optim_wrapper = dict(optimizer=optimizer)
