@@ -14,7 +14,7 @@ paragraphs are removed from the others, because some topics repeat each other. T
 are a byte-pair encoding of 512 entries, fitted to the training text. The text and
 therefore the loss depend on the version of Python.
 
-It needs ``pip install '.[examples]'`` and takes about MINUTES minutes on two cores.
+It needs ``pip install '.[examples]'`` and takes about 5 minutes on one core.
 """
 
 from __future__ import annotations
