@@ -1,14 +1,22 @@
 """The examples run with tiny settings, and train lambda and kappa."""
 
 import math
+import re
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
+from statistics import mean
 
 import pytest
 import torch
 
 # By script: the libraries it needs, and each set of options to run it with.
-EXAMPLES = {}
+EXAMPLES = {
+    "language_model": (
+        ["transformers"],
+        [f"--model {name} --documents 25 --steps 2" for name in ("llama", "gpt2")],
+    ),
+    "vision_language": (["transformers", "PIL"], ["--scenes 20 --steps 2"]),
+}
 CASES = [
     pytest.param(script, libraries, options.split(), id=f"{script}-{number}")
     for script, (libraries, runs) in EXAMPLES.items()
@@ -21,16 +29,10 @@ def load_example(repo, monkeypatch):
     """The function that imports a script of examples/, which import each other."""
     monkeypatch.syspath_prepend(repo / "examples")
     threads = torch.get_num_threads()
-
-    def load(script):
-        spec = spec_from_file_location(script, repo / "examples" / f"{script}.py")
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
+    yield import_module
     torch.set_num_threads(threads)
-    sys.modules.pop("comparison", None)
+    for path in (repo / "examples").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.mark.parametrize("script, libraries, options", CASES)
@@ -50,3 +52,15 @@ def test_example(script, libraries, options, load_example, capsys):
         assert run.starts and len(run.reached) == len(run.starts)
         assert all(a != b for a, b in zip(run.starts, run.reached))
         assert run.start_difference < 0.1
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_interval_is_that_of_scipy(count, load_example):
+    stats = pytest.importorskip("scipy.stats")
+    differences = [0.03 + 0.01 * math.sin(i) for i in range(count)]
+    text = load_example("comparison")._interval(differences)
+    numbers = re.findall(r"[+-]\d\.\d+", text)
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    expected = [mean(differences), interval.low, interval.high]
+    assert [*map(float, numbers)] == pytest.approx(expected, abs=2e-4)
+    assert text.endswith("higher") == (interval.low > 0)
