@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.optim import param_groups
+from apa_mmdet.testing.benchmark import positive
 
 BATCH = 128
 SAMPLING_STEPS = 50
@@ -76,7 +77,7 @@ def predict(
     return model(noisy, timesteps, class_labels=labels).sample
 
 
-def train(model: nn.Module, steps: int) -> dict[str, float]:
+def train(model: nn.Module, steps: int, samples: int) -> dict[str, float]:
     """Train a model, and return its figures."""
     images, _, labels, _ = DATA
     scheduler = DDPMScheduler()
@@ -95,7 +96,10 @@ def train(model: nn.Module, steps: int) -> dict[str, float]:
         optimizer.step()
         schedule.step()
     model.eval()
-    return {"loss": held_out_loss(model, scheduler), "recognised": recognised(model)}
+    return {
+        "loss": held_out_loss(model, scheduler),
+        "recognised": recognised(model, samples),
+    }
 
 
 @torch.no_grad()
@@ -126,16 +130,16 @@ def generate(model: nn.Module, labels: Tensor) -> Tensor:
     return images
 
 
-def recognised(model: nn.Module) -> float:
+def recognised(model: nn.Module, samples: int) -> float:
     """Return the share of generated digits that a classifier recognises."""
     images, _, labels, _ = DATA
     classifier = KNeighborsClassifier(1).fit(images.flatten(1), labels)
-    wanted = torch.arange(200) % 10
+    wanted = torch.arange(samples) % 10
     found = classifier.predict(generate(model, wanted).flatten(1))
     return float(np.mean(found == wanted.numpy()))
 
 
-def draw(runs: Mapping[str, Sequence[Run]], path: Path, rows: int = 6) -> None:
+def draw(runs: Mapping[str, Sequence[Run]], path: Path, rows: int = 4) -> None:
     """Draw held-out digits and what the first seed's models generate, side by side."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -165,11 +169,11 @@ def draw(runs: Mapping[str, Sequence[Run]], path: Path, rows: int = 6) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, list[Run]]:
     """Train with every seed, print the table, draw the pictures; return the runs."""
     parser = make_parser(__doc__, steps=800)
-    parser.add_argument("--model", choices=("dit", "unet"), default="dit")
-    default = Path("work_dirs/image_generation.png")
-    parser.add_argument(
-        "--out", type=Path, default=default, help="pictures (%(default)s)"
-    )
+    add, out = parser.add_argument, Path("work_dirs/image_generation.png")
+    add("--model", choices=("dit", "unet"), default="dit")
+    samples_help = "digits to generate and recognise (%(default)s)"
+    add("--samples", type=positive, default=200, help=samples_help)
+    add("--out", type=Path, default=out, help="pictures to draw (%(default)s)")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -178,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Run]]:
     timesteps = torch.arange(8) * 100
     runs = compare(
         partial(build, args.model),
-        partial(train, steps=args.steps),
+        partial(train, steps=args.steps, samples=args.samples),
         {baseline: None, "AGLU": convert_activations},
         lambda model: predict(model, images[:8], timesteps, labels[:8]),
         args.seeds,

@@ -16,6 +16,14 @@ EXAMPLES = {
         [f"--model {name} --documents 25 --steps 2" for name in ("llama", "gpt2")],
     ),
     "vision_language": (["transformers", "PIL"], ["--scenes 20 --steps 2"]),
+    "image_generation": (
+        ["diffusers", "sklearn", "matplotlib"],
+        ["--samples 10 --steps 2"],
+    ),
+    "image_classification": (
+        ["transformers", "sklearn"],
+        [f"--models {name} --steps 2" for name in ("vit", "resnet")],
+    ),
 }
 CASES = [
     pytest.param(script, libraries, options.split(), id=f"{script}-{number}")
@@ -36,9 +44,12 @@ def load_example(repo, monkeypatch):
 
 
 @pytest.mark.parametrize("script, libraries, options", CASES)
-def test_example(script, libraries, options, load_example, capsys):
+def test_example(
+    script, libraries, options, load_example, capsys, monkeypatch, tmp_path
+):
     for library in libraries:
         pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)  # some draw pictures
     runs = load_example(script).main([*options, "--seeds", "0", "--threads", "1"])
     printed = capsys.readouterr().out
     baseline, *converted = runs

@@ -70,8 +70,14 @@ def _torchvision(
     return group("torchvision", names, options, inputs)
 
 
-_DETECTION = dict(weights=None, weights_backbone=None, num_classes=3)
-_DETECTED = dict(images=_images), dict(targets=_objects)
+def _detectors(names: str, **options: Any) -> list[LibraryModel]:
+    options = dict(weights=None, weights_backbone=None, num_classes=2, **options)
+    return group(
+        "torchvision", names, options, dict(images=_images), dict(targets=_objects)
+    )
+
+
+_SMALL = dict(min_size=64, max_size=64)
 
 TORCHVISION = [
     *_torchvision(
@@ -98,18 +104,13 @@ TORCHVISION = [
         weights_backbone=None,
         num_classes=8,
     ),
-    *group(
-        "torchvision",
+    *_detectors("fcos_resnet50_fpn retinanet_resnet50_fpn", **_SMALL),
+    *_detectors(
         "fasterrcnn_resnet50_fpn fasterrcnn_mobilenet_v3_large_320_fpn "
-        "maskrcnn_resnet50_fpn fcos_resnet50_fpn retinanet_resnet50_fpn",
-        {**_DETECTION, "min_size": 64, "max_size": 64},
-        *_DETECTED,
+        "maskrcnn_resnet50_fpn keypointrcnn_resnet50_fpn",
+        **_SMALL,
+        box_detections_per_img=4,
+        box_batch_size_per_image=16,
     ),
-    *group(
-        "torchvision",
-        "keypointrcnn_resnet50_fpn",
-        {**_DETECTION, "num_classes": 2, "min_size": 64, "max_size": 64},
-        *_DETECTED,
-    ),
-    *group("torchvision", "ssdlite320_mobilenet_v3_large", _DETECTION, *_DETECTED),
+    *_detectors("ssdlite320_mobilenet_v3_large"),
 ]
