@@ -31,8 +31,8 @@ _CLASSES = dict(num_classes=8)
 _X = dict(x=(2, 3, 64, 64))
 
 
-def _timm(names: str, **options: Any) -> list[LibraryModel]:
-    return group("timm", names, {**_CLASSES, **options}, _X)
+def _timm(names: str, inputs: Mapping = _X, **options: Any) -> list[LibraryModel]:
+    return group("timm", names, {**_CLASSES, **options}, inputs)
 
 
 TIMM = [
@@ -58,6 +58,7 @@ TIMM = [
         "sequencer2d_s",
         img_size=64,
     ),
+    *_timm("levit_128s", dict(x=(2, 3, 224, 224))),
 ]
 
 # ------------------------------------------------------------------------ torchvision
