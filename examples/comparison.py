@@ -86,6 +86,7 @@ def compare(
     Returns:
         The runs of each variant, in the order of the seeds.
     """
+    seeds = list(dict.fromkeys(seeds))  # a seed given twice has no spread
     runs: dict[str, list[Run]] = {name: [] for name in variants}
     for seed in seeds:
         for name, convert in variants.items():

@@ -25,7 +25,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from comparison import compare, make_parser
+from comparison import compare, make_parser, positive
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -144,11 +144,13 @@ def main(argv: list[str] | None = None) -> dict:
     """Run the comparison and return its runs."""
     parser = make_parser(__doc__, steps=500)
     parser.add_argument("--model", choices=["llama", "gpt2"], default="llama")
-    parser.add_argument("--documents", type=int, help="to read (default: all)")
+    parser.add_argument("--documents", type=positive, help="to read (default: all)")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     train_tokens, test_tokens = read_tokens(args.documents)
+    if min(len(train_tokens), len(test_tokens)) <= CONTEXT:
+        parser.error(f"--documents {args.documents}: too little text, expected more")
 
     def measure(model: nn.Module) -> dict[str, float]:
         train(model, train_tokens, args.steps)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparison import compare, make_parser
+from comparison import compare, make_parser, positive
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -211,9 +211,13 @@ def show_answers(model: nn.Module, data: Data, path: Path | None) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Run the comparison, show answers, and return the runs."""
     parser = make_parser(__doc__, steps=900)
-    parser.add_argument("--scenes", type=int, help="to draw (default: all 1080)")
+    parser.add_argument("--scenes", type=positive, help="to draw (default: all 1080)")
     parser.add_argument("--out", type=Path, help="picture of the answers to write")
     args = parser.parse_args(argv)
+    if args.scenes == 1:
+        parser.error("--scenes 1: expected at least 2, of which one is held out")
+    if args.out and not (args.out.suffix == ".png" and args.out.parent.is_dir()):
+        parser.error(f"--out {args.out}: expected a .png in a folder that exists")
     if args.threads:
         torch.set_num_threads(args.threads)
     scenes = all_scenes()[: args.scenes]

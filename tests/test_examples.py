@@ -13,7 +13,7 @@ import torch
 EXAMPLES = {
     "language_model": (
         ["transformers"],
-        [f"--model {name} --documents 25 --steps 2" for name in ("llama", "gpt2")],
+        [f"--model {name} --documents 12 --steps 2" for name in ("llama", "gpt2")],
     ),
     "vision_language": (["transformers", "PIL"], ["--scenes 20 --steps 2"]),
     "image_generation": (
