@@ -14,8 +14,8 @@ With torch only:
   (``quiet_mmdet`` in it is for MMDetection);
 - :mod:`.differences` and :mod:`.wiring`: what a conversion changed, and whether every
   call reaches its activation;
-- :mod:`.library_models` and :mod:`.library_coverage`: models of transformers, diffusers,
-  timm and torchvision, and whether their conversion is complete and trains;
+- :mod:`.library_models` and :mod:`.library_coverage`: models of transformers,
+  diffusers, timm and torchvision, and whether their conversion is complete and trains;
 - :mod:`.gpu_stand_in`: launches of GPU kernels, recorded or run without a GPU.
 
 With MMDetection:
