@@ -29,10 +29,10 @@ LIBRARIES = list(dict.fromkeys(model.library for model in MODELS))
 _HEADER = ("sites", "left", "difference", "gradients")
 _PAGE = """# Coverage outside MMDetection
 
-{counts}: {models} small models with random weights, converted by
+{models} models with random weights, {counts}, converted by
 `convert_activations(model, example_inputs=...)` with its default options. Written by
 `python tools/analysis_tools/library_coverage.py` with {versions},
-in float32, in {minutes} minutes of CPU time on one core.
+in float32 on a CPU, in {minutes} minutes of CPU time on one core.
 
 - Sites: the activations that became AGLU, by what they were; inline: called as a
   function.
