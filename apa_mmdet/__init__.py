@@ -26,6 +26,12 @@ def _install() -> None:
 
     The comments say what changes for models that use nothing from this package.
     """
+    from .compat.multimodal import leave_out_broken_multimodal
+
+    # Where the installed transformers lacks what MMPretrain's multimodal models import,
+    # mmdet, which imports MMPretrain if it is installed, can do so without them.
+    leave_out_broken_multimodal()
+
     from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
     from mmengine.registry import MODELS
 

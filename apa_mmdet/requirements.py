@@ -25,8 +25,17 @@ ONEDL = {
     "mmcv": ("onedl-mmcv", "2.3.6"),
     "mmdet": ("onedl-mmdetection", "3.5.1"),
 }
+# The same of what only apa_mmdet.classification needs.
+MMPRETRAIN = ("mmpretrain", "1.2.0")
+MMPRETRAIN_ONEDL = ("onedl-mmpretrain", "1.3.6")
 PACKAGE_SCHEME = "package://"
-MINIMUM = {"torch": (2, 1), "mmengine": (0, 10), "mmcv": (2, 0), "mmdet": (3, 0)}
+MINIMUM = {
+    "torch": (2, 1),
+    "mmengine": (0, 10),
+    "mmcv": (2, 0),
+    "mmdet": (3, 0),
+    "mmpretrain": (1, 0),
+}
 
 
 def is_installed(name: str) -> bool:
@@ -66,7 +75,7 @@ def check_requirements() -> None:
         _refuse("torch is not installed", 'pip install "torch>=2.1"')
     _require_minimum("torch", "torch", 'pip install "torch>=2.1"')
 
-    is_onedl = any(_version(distribution) for distribution, _ in ONEDL.values())
+    is_onedl = _is_onedl()
     stack = ONEDL if is_onedl else OPENMMLAB
 
     missing = [name for name in stack if not is_installed(name)]
@@ -105,6 +114,49 @@ def check_requirements() -> None:
         _refuse(
             f"mmdet rejects an installed version ({error})", _install(stack, *stack)
         )
+
+
+def check_mmpretrain() -> None:
+    """Check that MMPretrain and the torchvision that it imports are installed.
+
+    Raises:
+        ImportError: If one of them is missing, too old, or does not work with torch.
+            The message gives the command that fixes it.
+    """
+    check_requirements()
+    distribution, version = MMPRETRAIN_ONEDL if _is_onedl() else MMPRETRAIN
+    command = f"pip install {distribution}=={version} model-index"
+    if not is_installed("mmpretrain"):
+        _refuse_classification("mmpretrain is not installed", command)
+    if (_version(distribution) or MINIMUM["mmpretrain"]) < MINIMUM["mmpretrain"]:
+        _refuse_classification(
+            f"{distribution} {metadata.version(distribution)} is too old", command
+        )
+    # MMPretrain requires the distribution modelindex, which contains nothing.
+    if not is_installed("modelindex"):
+        _refuse_classification(
+            "mmpretrain needs model-index, which is not installed", command
+        )
+
+    # The releases of torch 2.0, 2.1, ... and of torchvision 0.15, 0.16, ... are pairs.
+    _, minor, *_ = _version("torch")
+    command = f'pip install "torchvision==0.{minor + 15}.*"'
+    if not is_installed("torchvision"):
+        _refuse_classification(
+            "mmpretrain needs torchvision, which is not installed", command
+        )
+    try:
+        import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        _refuse_classification(
+            f"mmpretrain needs torchvision, which does not work with this torch "
+            f"({error})",
+            command,
+        )
+
+
+def _is_onedl() -> bool:
+    return any(_version(distribution) for distribution, _ in ONEDL.values())
 
 
 def _version(distribution: str) -> tuple[int, ...] | None:
@@ -155,4 +207,14 @@ def _refuse(problem: str, command: str) -> NoReturn:
         "or, in a checkout of apa_mmdet, `bash tools/setup_env.sh`, which creates a "
         "complete environment. Without mmengine installed, apa_mmdet.ops, .layers, "
         ".conversion and .evaluation work without MMDetection."
+    ) from None
+
+
+def _refuse_classification(problem: str, command: str) -> NoReturn:
+    raise ImportError(
+        f"apa_mmdet.classification cannot be used here: {problem}. Run\n"
+        f"    {command}\n"
+        "or, in a checkout of apa_mmdet, `APA_MMDET_CLASSIFICATION=1 bash "
+        "tools/setup_env.sh`, which creates a complete environment. The rest of "
+        "apa_mmdet does not need MMPretrain."
     ) from None

@@ -5,10 +5,10 @@ package's ``__init__``, then ``__init__`` is run. Prints a JSON object.
 """
 
 import json
-import pkgutil
 import sys
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
+from pathlib import Path
 
 import lvis.eval  # noqa: F401  so that its attributes are compared
 import mmdet.testing  # noqa: F401  registers a hook of its own
@@ -20,7 +20,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
 
-PACKAGES = ("lvis", "mmcv", "mmdet", "mmengine", "numpy")
+PACKAGES = ("lvis", "mmcv", "mmdet", "mmengine", "mmpretrain", "numpy")
 
 
 def outside():
@@ -63,20 +63,33 @@ def changes(before):
     return replaced, {name for name in after.keys() - before.keys() if ": " in name}
 
 
+def module_names(root):
+    """Return the names of the package's modules, without those that need MMPretrain.
+
+    Importing ``apa_mmdet.classification`` installs it.
+    """
+    paths = (path.relative_to(root).with_suffix("") for path in root.rglob("*.py"))
+    names = {
+        ".".join((root.name, *path.parts)).removesuffix(".__init__") for path in paths
+    }
+    names.remove(root.name)
+    return sorted(n for n in names if not n.startswith("apa_mmdet.classification"))
+
+
 def main():
     register_all_modules()
     spec = find_spec("apa_mmdet")
     package = sys.modules["apa_mmdet"] = module_from_spec(spec)
     before = outside()
     modules = []
-    for info in pkgutil.walk_packages(package.__path__, "apa_mmdet."):
+    for name in module_names(Path(package.__file__).parent):
         try:
-            import_module(info.name)
+            import_module(name)
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise
         replaced, added = changes(before)
-        modules.append((info.name, sorted(replaced), sorted(added)))
+        modules.append((name, sorted(replaced), sorted(added)))
     spec.loader.exec_module(package)
     replaced, added = changes(before)
     # Entries without their scope, such as "hook: CheckpointHook".

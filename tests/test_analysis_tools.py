@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -74,6 +75,8 @@ def test_benchmark_of_training_steps(tool, tmp_path, repo):
     assert row["config"] == "lvis/mask_rcnn_r50_apa"
     assert row["saved_ratio"] <= 1
     assert row["saved_mib"] / row["twin"]["saved_mib"] == row["saved_ratio"]
+    if find_spec("triton") is not None:
+        assert 0 < row["gpu_launches"] < row["twin"]["gpu_launches"]
     assert 0 < row["host_ms"] <= row["ms"]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mmengine.runner.checkpoint import load_from_local
 import apa_mmdet  # noqa: F401
 from apa_mmdet import compat
 from apa_mmdet.compat import stand_ins
+from apa_mmdet.compat.multimodal import leave_out_broken_multimodal
 
 weights_only_by_default = pytest.mark.skipif(
     torch.__version__ < (2, 6), reason="torch trusts every file below 2.6"
@@ -358,3 +360,34 @@ def test_lvis_evaluates_on_this_numpy(tmp_path):
     assert figures["APr"] == 0
     assert figures["APc"] == figures["APf"] == pytest.approx(1)
     assert figures["AP"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_mmpretrain_beside_a_transformers_that_moved_a_function(
+    moved, tmp_path, monkeypatch
+):
+    function = "" if moved else "def chunk(): pass"
+    files = {
+        "transformers/__init__.py": "class Auto: pass",
+        "transformers/fn.py": function,
+        "mmpretrain/__init__.py": "raise RuntimeError('this imports much')",
+        "mmpretrain/utils/dependency.py": "WITH_MULTIMODAL = True",
+        "mmpretrain/models/utils/tokenizer.py": "from transformers import Auto",
+        "mmpretrain/models/utils/huggingface.py": "import transformers",
+        "mmpretrain/models/multimodal/a/b.py": "from transformers.fn import chunk",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("mmpretrain", "transformers"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "mmpretrain.utils.dependency"
+    for _ in range(2):
+        leave_out_broken_multimodal()
+        assert (name in sys.modules) == moved
+        assert not moved or not sys.modules[name].WITH_MULTIMODAL
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("mmpretrain", "transformers"):
+            monkeypatch.delitem(sys.modules, name)

@@ -18,10 +18,12 @@ from apa_mmdet.models import APALoss, APAResNet, CosineConv2d
 from apa_mmdet.testing.configs import split_conversion
 
 ROOT = Path(__file__).parents[1] / "configs"
+# Those of the classifiers are tested in tests/test_classification.
+DETECTION = ("lvis", "mini_lvis", "real", "coco", "v3det")
 EVERY = sorted(
     str(path.relative_to(ROOT))
-    for path in ROOT.glob("*/*.py")
-    if path.parent.name != "_base_"
+    for folder in DETECTION
+    for path in ROOT.glob(f"{folder}/*.py")
 )
 CONVERTED = [name for name in EVERY if "APADetector" in (ROOT / name).read_text()]
 CONFIGS = [name for name in EVERY if name not in CONVERTED]

@@ -12,7 +12,13 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from apa_mmdet.requirements import MINIMUM, ONEDL, OPENMMLAB
+from apa_mmdet.requirements import (
+    MINIMUM,
+    MMPRETRAIN,
+    MMPRETRAIN_ONEDL,
+    ONEDL,
+    OPENMMLAB,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +65,11 @@ def fake(tmp_path):
     return write
 
 
+# With fake packages, the package itself cannot be imported.
+BARE = """
+import sys; from importlib.util import find_spec, module_from_spec
+sys.modules['apa_mmdet'] = module_from_spec(find_spec('apa_mmdet'))
+"""
 OPS = {"_ext.py": ""}
 GOOD = dict(
     torch=("torch", "2.13.0+cpu", {}),
@@ -179,14 +190,59 @@ def test_import_names_the_command(case, fake):
 
 @pytest.mark.parametrize("packages", [GOOD, GOOD_ONEDL], ids=["openmmlab", "onedl"])
 def test_check_accepts_both_stacks(packages, fake):
-    # With fake packages, the package itself cannot be imported.
-    code = (
-        "import sys; from importlib.util import find_spec, module_from_spec\n"
-        "sys.modules['apa_mmdet'] = module_from_spec(find_spec('apa_mmdet'))\n"
+    code = BARE + (
         "from apa_mmdet.requirements import check_requirements; check_requirements()"
     )
     done = run(code, "-S", path=[fake(**packages)])
     assert done.returncode == 0, done.stderr
+
+
+MMPRETRAIN_OK = dict(
+    mmpretrain=("mmpretrain", "1.2.0", {}), modelindex=("model-index", "0.1.11", {})
+)
+BROKEN = {"__init__.py": "raise RuntimeError('operator torchvision::nms missing')"}
+CLASSIFICATION_REFUSALS = {
+    "no mmpretrain": (
+        GOOD,
+        "mmpretrain is not installed",
+        "pip install mmpretrain==1.2.0 model-index\n",
+    ),
+    "no mmpretrain, onedl": (
+        GOOD_ONEDL,
+        "mmpretrain is not installed",
+        "pip install onedl-mmpretrain==1.3.6 model-index\n",
+    ),
+    "old mmpretrain": (
+        {**GOOD, "mmpretrain": ("mmpretrain", "0.9.1", {})},
+        "mmpretrain 0.9.1 is too old",
+        "pip install mmpretrain==1.2.0 model-index\n",
+    ),
+    "the empty modelindex": (
+        {**GOOD, "mmpretrain": ("mmpretrain", "1.2.0", {})},
+        "needs model-index, which is not installed",
+        "pip install mmpretrain==1.2.0 model-index\n",
+    ),
+    "no torchvision": (
+        {**GOOD, **MMPRETRAIN_OK},
+        "needs torchvision, which is not installed",
+        'pip install "torchvision==0.28.*"\n',
+    ),
+    "torchvision of another torch": (
+        {**GOOD, **MMPRETRAIN_OK, "torchvision": ("torchvision", "0.26.0", BROKEN)},
+        "does not work with this torch (operator torchvision::nms missing)",
+        'pip install "torchvision==0.28.*"\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CLASSIFICATION_REFUSALS)
+def test_import_of_classification_names_the_command(case, fake):
+    packages, problem, command = CLASSIFICATION_REFUSALS[case]
+    code = BARE + "import apa_mmdet.classification"
+    text = import_error(run(code, "-S", path=[fake(**packages)]))
+    assert "apa_mmdet.classification cannot be used here" in text
+    assert problem in text and command in text
+    assert "APA_MMDET_CLASSIFICATION=1 bash tools/setup_env.sh" in text
 
 
 def test_mmcv_without_ops_in_a_real_environment(fake):
@@ -264,6 +320,7 @@ def test_modules_alone_only_add_their_own_types(installation):
         "mmdet task util: FRACAL",
         "mmdet task util: LogitAdjustment",
         "mmdet task util: NORCAL",
+        "mmdet task util: PostCompensation",
         "mmengine model: APACBAM",
         "mmengine model: APASELayer",
         "mmengine model: CosineConv2d",
@@ -371,13 +428,25 @@ def test_each_stack_is_an_extra_without_mmcv(project, extra, stack, others):
         assert version in specifiers[name], name
 
 
+@pytest.mark.parametrize(
+    "extra, pin",
+    [("classification", MMPRETRAIN), ("classification-onedl", MMPRETRAIN_ONEDL)],
+)
+def test_mmpretrain_is_an_extra(project, extra, pin):
+    text, other = project["optional-dependencies"][extra]
+    assert other == "model-index"
+    requirement = Requirement(text)
+    assert requirement.name == pin[0] and pin[1] in requirement.specifier
+
+
 def test_minimum_of_torch(project):
     (torch,) = (r for r in project["dependencies"] if r.startswith("torch"))
     assert torch == f"torch>={'.'.join(map(str, MINIMUM['torch']))}"
 
 
 def test_versions_in_scripts_and_pages_are_the_requirements():
-    pins = dict([*OPENMMLAB.values(), *ONEDL.values()])
+    mmpretrain = (MMPRETRAIN, MMPRETRAIN_ONEDL)
+    pins = dict([*OPENMMLAB.values(), *ONEDL.values(), *mmpretrain])
     # mmdet==3.3.0, or mmdet 3.3.0 in a sentence
     pattern = rf"(?<![\w-])({'|'.join(pins)})(?:==| )(\d+\.\d+\.\d+)"
     paths = [ROOT / "tools/setup_env.sh", ROOT / "README.md", *ROOT.glob("docs/*.md")]

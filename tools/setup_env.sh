@@ -10,6 +10,8 @@
 #   PYTHON           the Python to create it with, 3.9 to 3.12  python3
 #   TORCH_SPEC       the torch to install if there is none      torch==2.13.0
 #                    (pip options are possible: "torch==2.13.0 --index-url URL")
+#   APA_MMDET_CLASSIFICATION   1 to add MMPretrain               0
+#                    (it imports torchvision: without a GPU, see docs/classification.md)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,10 +19,11 @@ stack=${1:-openmmlab}
 case $stack in  # a test compares the versions with apa_mmdet/requirements.py
     openmmlab)
         mmengine=mmengine==0.10.7 mmcv=mmcv==2.1.0 mmdet=mmdet==3.3.0
+        mmpretrain=mmpretrain==1.2.0
         other=onedl others=(onedl-mmengine onedl-mmcv onedl-mmdetection) ;;
     onedl)
         mmengine=onedl-mmengine==0.10.12 mmcv=onedl-mmcv==2.3.6
-        mmdet=onedl-mmdetection==3.5.1
+        mmdet=onedl-mmdetection==3.5.1 mmpretrain=onedl-mmpretrain==1.3.6
         other=openmmlab others=(mmengine mmcv mmdet) ;;
     *)
         echo "usage: bash tools/setup_env.sh [openmmlab|onedl], not '$*'" >&2
@@ -28,6 +31,7 @@ case $stack in  # a test compares the versions with apa_mmdet/requirements.py
 esac
 python=${PYTHON:-python3}
 torch_spec=${TORCH_SPEC:-torch==2.13.0}
+[ "${APA_MMDET_CLASSIFICATION:-0}" != 0 ] || mmpretrain=""
 venv=${APA_MMDET_VENV:-$root/.venv}
 mkdir -p "$(dirname "$venv")"
 venv=$(cd "$(dirname "$venv")" && pwd)/$(basename "$venv")
@@ -159,7 +163,7 @@ require_ops() {  # sets proof to what ops_work prints
 
 # What the environment is created for; it changes with the checkout and its versions.
 request() {
-    echo "$root $stack $mmengine $mmcv $mmdet"
+    echo "$root $stack $mmengine $mmcv $mmdet $mmpretrain"
     cat "$root/pyproject.toml" "${BASH_SOURCE[0]}"
 }
 
@@ -195,7 +199,8 @@ as $stack." \
 APA_MMDET_VENV=$venv-$stack bash tools/setup_env.sh $stack"
 fi
 if [ -f "$stamp" ] && [ "$(request)" = "$(cat "$stamp")" ] &&
-    has "$mmengine" && has "$mmcv" && has "$mmdet" && proof=$(ops_work 2>&1); then
+    has "$mmengine" && has "$mmcv" && has "$mmdet" &&
+    { [ -z "$mmpretrain" ] || has "$mmpretrain"; } && proof=$(ops_work 2>&1); then
     say "the $stack stack is installed; $proof ($(clock))"
     exit 0
 fi
@@ -213,11 +218,20 @@ if [ -z "$(version torch)" ]; then
 fi
 torch=$("$py" -c 'import torch; print(torch.__version__)' 2>>"$log") ||
     fail "The installed torch, $(version torch), cannot be imported."
-echo "torch==$torch" >"$constraints"
+cuda=$("$py" -c 'import torch; print(torch.version.cuda)')
+if [ -n "$mmpretrain" ] && [ "$cuda" = None ]; then
+    "$py" -c 'import torchvision' >>"$log" 2>&1 ||
+        fail "MMPretrain needs a torchvision that works with this CPU torch." \
+            "give both, in another environment: APA_MMDET_CLASSIFICATION=1 \
+APA_MMDET_VENV=$venv-classification \
+TORCH_SPEC='torch==2.11.0 torchvision==0.26.0' bash tools/setup_env.sh $stack"
+fi
+# As its metadata has it: PyPI's 2.11.0 calls itself 2.11.0+cu130.
+echo "torch==$(version torch)" >"$constraints"
 say "torch $torch; no later step changes it"
 
 begin "build tools for mmcv" "see the log; the usual cause is the network"
-pip_install "setuptools<81" wheel packaging ninja psutil numpy
+pip_install "setuptools>=77,<81" wheel packaging ninja psutil numpy
 
 begin "$mmcv with its compiled ops" \
     "see the log for the compiler's first error. A C++ compiler is needed (Debian, \
@@ -241,12 +255,17 @@ say "$proof"
 begin "$mmengine and $mmdet" "see the log; the usual cause is the network"
 pip_install --no-build-isolation "$mmengine" "$mmdet"
 
-begin "torchvision" "see the log; the usual cause is the network"
-if [ "$("$py" -c 'import torch; print(torch.version.cuda)')" = None ]; then
+begin "torchvision${mmpretrain:+ and $mmpretrain}" \
+    "see the log; the usual cause is the network"
+if [ "$cuda" != None ]; then
+    pip_install torchvision
+elif [ -z "$mmpretrain" ]; then
     say "skipped: PyPI's is built for CUDA and cannot be imported with a CPU torch; \
 torchvision:// weights need a torchvision for your torch"
-else
-    pip_install torchvision
+fi
+if [ -n "$mmpretrain" ]; then
+    # MMPretrain imports model-index, and declares modelindex, which is empty.
+    pip_install --no-build-isolation "$mmpretrain" model-index
 fi
 
 begin "apa_mmdet, its test tools and what the examples need" "see the log"
@@ -255,6 +274,6 @@ pip_install --no-build-isolation -e "$root[$stack,test,examples]"
 begin "final check" "remove $venv and run this again"
 "$py" -m pip check >>"$log" 2>&1 || say "pip check reports problems, see the log"
 require_ops
-"$py" -c 'import apa_mmdet' >>"$log" 2>&1
+"$py" -c "import apa_mmdet${mmpretrain:+.classification}" >>"$log" 2>&1
 request >"$stamp"
 say "ready in $(clock). To use it: source $venv/bin/activate"

@@ -16,10 +16,16 @@ from apa_mmdet.engine.launch import (
     add_common_arguments,
     build_runner,
     exit_on_error,
+    is_classifier,
     load_config,
 )
 from apa_mmdet.engine.tta import enable_tta, leave_out_masks
-from apa_mmdet.engine.weights import check_weights, load_detector
+from apa_mmdet.engine.weights import (
+    check_weights,
+    load_detector,
+    load_weights,
+    refuse_backbone,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,8 +64,10 @@ def main() -> None:
 def test(args: argparse.Namespace) -> None:
     """Test the checkpoint with the config."""
     is_remote = "://" in args.checkpoint
-    checkpoint = None if is_remote else load_detector(args.checkpoint)
+    checkpoint = None if is_remote else load_weights(args.checkpoint)
     cfg = load_config(args, splits=("test",))
+    if checkpoint and not is_classifier(cfg):
+        refuse_backbone(checkpoint, args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.calibration:
         try_calibrations(cfg, args.calibration)
@@ -75,7 +83,8 @@ def test(args: argparse.Namespace) -> None:
         leave_out_masks(runner.model)
     # FlexibleRunner builds its model only when it tests.
     if isinstance(runner.model, nn.Module) and not cfg.get("allow_weight_mismatch"):
-        checkpoint = checkpoint or load_detector(args.checkpoint)
+        load = load_weights if is_classifier(cfg) else load_detector
+        checkpoint = checkpoint or load(args.checkpoint)
         check_weights(runner.model, checkpoint, args.checkpoint)
     del checkpoint
     if args.out:

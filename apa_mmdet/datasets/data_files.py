@@ -27,6 +27,7 @@ _LAYOUT = """expected layout, according to the config's data set:
     {ann_file}
     {images}, with the images that the annotations name"""
 _COCO_URL_KEY, _FILE_NAME_KEY = b'"coco_url"', b'"file_name"'
+_CLASSIFICATION = ("CustomDataset", "ImageNet", "SplitFileDataset")
 _KNOWN = ("CocoDataset", "LVISDataset", "LVISV1Dataset", "LVISFormatDataset")
 COCO_URL = "http://images.cocodataset.org/"
 
@@ -36,8 +37,9 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
 
     Of data sets that are COCO's, LVIS v1's or ours, two images are checked, the first
     and the last in the annotation file, which is searched without parsing it; but to
-    train with masks, the file is read and every mask checked. Remote files, and data
-    sets without a JSON file, are left to mmdet.
+    train with masks, the file is read and every mask checked. Of data sets of images to
+    classify, the folder and the annotation file are checked. Remote files, and other
+    data sets without a JSON file, are left to mmdet.
 
     Args:
         cfg: The config, with command-line options merged.
@@ -53,7 +55,9 @@ def check_files(cfg: Config, splits: Iterable[str] = ("train", "val")) -> None:
     for split in splits:
         loader = f"{split}_dataloader"
         for path, dataset in named_dicts(cfg.get(loader), loader):
-            if str(dataset.get("ann_file")).endswith(".json"):
+            if _type(dataset) in _CLASSIFICATION:
+                _check_folder(dataset, split)
+            elif str(dataset.get("ann_file")).endswith(".json"):
                 _check_dataset(dataset, split, path)
                 if split == "train" and _trains_masks(cfg):
                     _check_masks(dataset)
@@ -96,6 +100,20 @@ def named_dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
         return
     for key, inner in items:
         yield from named_dicts(inner, f"{path}.{key}")
+
+
+def _check_folder(dataset: dict, split: str) -> None:
+    root, ann_file = dataset.get("data_root") or "", dataset.get("ann_file") or ""
+    if _is_remote(root) or _is_remote(ann_file):
+        return
+    path = osp.expanduser(osp.join(root, ann_file))
+    if path and not osp.exists(path):
+        what = "list of the images" if ann_file else "folder of the images"
+        raise FileNotFoundError(
+            f"not found: {osp.abspath(path)}, the {what} to {split}; put the data "
+            f"there or link it (ln -s /path/to/data {root.rstrip('/')}), or point "
+            f"elsewhere with --cfg-options data_root=/path/to/data"
+        )
 
 
 def _check_dataset(dataset: dict, split: str, path: str) -> None:

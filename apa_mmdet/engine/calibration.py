@@ -70,8 +70,17 @@ def fill_for_testing(runner: Runner) -> None:
         FileNotFoundError: If a file of the training data does not exist.
         ValueError: If the config names no training data.
     """
-    if not calibrated_heads(runner):
-        return
+    if calibrated_heads(runner):
+        StatisticsFiller().fill(runner, training_data(runner))
+
+
+def training_data(runner: Runner) -> Dataset:
+    """Return the training data set that a runner's config names, to test.
+
+    Raises:
+        FileNotFoundError: If a file of the training data does not exist.
+        ValueError: If the config names no training data.
+    """
     loader = runner.cfg.get("train_dataloader")
     if not loader:
         raise ValueError(
@@ -79,13 +88,12 @@ def fill_for_testing(runner: Runner) -> None:
             "none; test with the config of the training"
         )
     try:
-        dataset = DATASETS.build(loader.dataset)
+        return DATASETS.build(loader.dataset)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"train_dataloader.dataset, from which class counts are read, cannot be "
             f"built: {error}; point elsewhere with --cfg-options data_root=/path/to/it"
         ) from None
-    StatisticsFiller().fill(runner, dataset)
 
 
 def check_calibrations(runner: Runner) -> None:
@@ -162,13 +170,20 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     Args:
         cfg: The config, changed in place.
         checkpoint: Path or URL of the checkpoint.
-        in_test: Whether the hook reads the counts from the training data.
+        in_test: Whether the hook reads the counts from the training data; for an image
+            classifier also those that its metrics need.
 
     Raises:
         ValueError: If the checkpoint has no counts, or ``in_test`` has no effect.
     """
     rcnn = (cfg.model.get("test_cfg") or {}).get("rcnn") or {}
     calibration = rcnn.get("calibration")
+    hooks = list(cfg.get("custom_hooks") or [])
+    if in_test and "head" in cfg.model:
+        for hook in hooks:
+            if _is_frequency_hook(hook):
+                hook["read_in_test"] = True
+                return
     if calibration is None or not any(build_calibrations(calibration).values()):
         if in_test:
             raise ValueError(
@@ -176,9 +191,8 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
                 "as --calibration FRACAL"
             )
         return
-    hooks = list(cfg.get("custom_hooks") or [])
     for hook in hooks:
-        if str(hook.get("type")).rpartition(".")[2] == "ClassFrequencyHook":
+        if _is_frequency_hook(hook):
             break
     else:
         hook = dict(type="ClassFrequencyHook")
@@ -190,6 +204,10 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
             f"checkpoint {checkpoint} has no class counts of its training data, which "
             f"test_cfg.rcnn.calibration needs: {HOW_TO_GET_COUNTS}"
         )
+
+
+def _is_frequency_hook(hook: dict) -> bool:
+    return str(hook.get("type")).rpartition(".")[2] == "ClassFrequencyHook"
 
 
 def _has_counts(path: str) -> bool:

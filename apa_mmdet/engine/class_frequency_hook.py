@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import torch
 from mmdet.registry import HOOKS
+from mmengine.evaluator import Evaluator
 from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
 
-from ..datasets.class_frequency import class_frequency
+from ..datasets.class_frequency import image_counts
 from ..models.losses import APALoss
-from .calibration import StatisticsFiller, check_calibrations, fill_for_testing
+from .calibration import (
+    StatisticsFiller,
+    check_calibrations,
+    fill_for_testing,
+    training_data,
+)
 from .setup_check_hook import SetupCheckHook, unwrapped_model
 
 
 @HOOKS.register_module()
 class ClassFrequencyHook(SetupCheckHook):
-    """Fill ``class_frequency`` of every APALoss from the training data set.
+    """Fill in what a model and its metrics need to know about the training data.
+
+    - ``class_frequency`` of every APALoss;
+    - the class statistics of RoI heads that calibrate their scores
+      (``test_cfg.rcnn.calibration``);
+    - ``class_counts`` of image classification heads, and those of metrics that group
+      classes by them.
 
     The data set is read once, before the weights are initialised. A checkpoint loaded
-    afterwards may come from other data: the frequencies of the training data are then
+    afterwards may come from other data: what was read from the training data is then
     restored, and the difference is logged. Every rank computes the same numbers from
     its own copy of the data set. Testing needs no training data, because the checkpoint
-    contains the buffer.
-
-    It likewise fills the class statistics of RoI heads that calibrate their scores
-    (``test_cfg.rcnn.calibration``), and checks before testing that they are there.
-    Before all that it checks the set-up as :class:`.SetupCheckHook` does.
+    contains the buffers; that they are there is checked before testing. Before all that
+    the set-up is checked as :class:`.SetupCheckHook` does.
 
     Args:
-        read_in_test: Whether to read these statistics before testing, too, from the
-            training data that the config names; for checkpoints without them.
+        read_in_test: Whether to read what calibrations and metrics need before testing,
+            too, from the training data that the config names; for checkpoints without
+            it.
 
     Raises:
         ValueError: If the data set's classes do not match ``num_classes`` of the loss
-            or the box head, a calibration needs boxes of a class that has none, or the
+            or the head, a calibration needs boxes of a class that has none, or the
             set-up is refused.
-        RuntimeError: If the statistics are missing before testing.
+        RuntimeError: If what is needed is missing before testing.
     """
 
     def __init__(self, read_in_test: bool = False) -> None:
         self.read_in_test = read_in_test
-        self._frequency: torch.Tensor | None = None
+        self._counts: Tensor | None = None
+        self._frequency: Tensor | None = None
         self._statistics = StatisticsFiller()
 
     def before_run(self, runner: Runner) -> None:
         """Check the set-up, and read the frequencies if this run trains."""
         super().before_run(runner)
-        loop, losses = runner._train_loop, _losses(runner)
+        loop = runner._train_loop
         if not isinstance(loop, BaseLoop):
             return
-        self._statistics.fill(runner, loop.dataloader.dataset)
-        if not losses:
+        dataset = loop.dataloader.dataset
+        self._statistics.fill(runner, dataset)
+        heads = _counting_heads(runner)
+        if not _losses(runner) and not heads and not _counting_metrics(runner):
             return
-        self._frequency = class_frequency(loop.dataloader.dataset)
-        for loss in losses:
+        self._counts, num_annotated = image_counts(dataset)
+        self._frequency = self._counts.to(torch.float32) / num_annotated
+        for loss in _losses(runner):
             loss.set_class_frequency(self._frequency)
+        for head in heads:
+            head.set_class_counts(self._counts)
         low, high = self._frequency.min(), self._frequency.max()
         runner.logger.info(
             f"class frequencies read from the training data: {len(self._frequency)} "
@@ -74,18 +91,64 @@ class ClassFrequencyHook(SetupCheckHook):
                     f"training data by up to {largest:.2g}; the latter are used"
                 )
             loss.set_class_frequency(self._frequency)
+        for head in _counting_heads(runner):
+            loaded = head.class_counts.cpu()
+            if loaded.any() and not torch.equal(loaded, self._counts):
+                runner.logger.warning(
+                    f"the checkpoint's class counts, {loaded.sum():,} images, differ "
+                    f"from those of the training data, {self._counts.sum():,} images; "
+                    f"the latter are used"
+                )
+            head.set_class_counts(self._counts)
 
     def before_test(self, runner: Runner) -> None:
-        """Check that calibrations have what they need."""
+        """Check that calibrations and metrics have what they need."""
         if self.read_in_test:
             fill_for_testing(runner)
-        check_calibrations(runner)
+            heads = _counting_heads(runner)
+            if heads or _counting_metrics(runner):
+                self._counts, _ = image_counts(training_data(runner))
+            for head in heads:
+                head.set_class_counts(self._counts)
+        self._provide(runner)
 
     def before_val(self, runner: Runner) -> None:
-        """Check that calibrations have what they need."""
+        """Check that calibrations and metrics have what they need."""
+        self._provide(runner)
+
+    def _provide(self, runner: Runner) -> None:
         check_calibrations(runner)
+        counts = self._counts
+        for head in _counting_heads(runner):
+            head.check_class_counts()
+            if counts is None and head.class_counts.any():
+                counts = head.class_counts.cpu()
+        if counts is not None:
+            for metric in _counting_metrics(runner):
+                metric.set_class_counts(counts.numpy())
 
 
 def _losses(runner: Runner) -> list[APALoss]:
     modules = unwrapped_model(runner).modules()
     return [module for module in modules if isinstance(module, APALoss)]
+
+
+def _counting_heads(runner: Runner) -> list[nn.Module]:
+    """Return the heads that keep the class counts of the training data."""
+    modules = unwrapped_model(runner).modules()
+    return [module for module in modules if hasattr(module, "set_class_counts")]
+
+
+def _counting_metrics(runner: Runner) -> list:
+    """Return the metrics that need the class counts of the training data."""
+    evaluators = [
+        getattr(loop, "evaluator", None)
+        for loop in (runner._val_loop, runner._test_loop)
+    ]
+    return [
+        metric
+        for evaluator in evaluators
+        if isinstance(evaluator, Evaluator)
+        for metric in evaluator.metrics
+        if hasattr(metric, "set_class_counts")
+    ]

@@ -99,6 +99,11 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
     return cfg
 
 
+def is_classifier(cfg: Config) -> bool:
+    """Return whether a config is one of MMPretrain's, not of a detector."""
+    return cfg.get("default_scope") == "mmpretrain"
+
+
 def prepare_load_from(cfg: Config) -> None:
     """Check ``load_from`` before the data is read; a backbone becomes an ``init_cfg``.
 
@@ -108,7 +113,8 @@ def prepare_load_from(cfg: Config) -> None:
     if not path or "://" in path:
         return
     path = osp.expanduser(path)
-    if not is_backbone(load_weights(path)):
+    # A classifier takes a whole classification file, its head included.
+    if not is_backbone(load_weights(path)) or is_classifier(cfg):
         return
     if cfg.get("resume") or "backbone" not in cfg.model:
         raise ValueError(

@@ -53,13 +53,18 @@ def load_detector(path: str) -> Mapping[str, Any]:
     Raises a ValueError if it contains only a backbone.
     """
     checkpoint = load_weights(path)
+    refuse_backbone(checkpoint, path)
+    return checkpoint
+
+
+def refuse_backbone(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Raise a ValueError if the checkpoint in a file contains only a backbone."""
     if is_backbone(checkpoint):
         raise ValueError(
             f"checkpoint {path} contains only a backbone, expected a detector; "
             f"to train one from it, set model.backbone.init_cfg to "
             f"dict(type='Pretrained', checkpoint='{path}')"
         )
-    return checkpoint
 
 
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str) -> None:
@@ -107,9 +112,10 @@ def _mismatches(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[str]:
             and weights[key].shape != value.shape
         ]
         return problems or [f"does not fit: {error}"]
-    if not own.keys() & weights.keys():
-        return [f"has none of the model's weights; its first is {next(iter(weights))}"]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    # The authors' keys are renamed while they are loaded.
+    if parameters <= set(missing):
+        return [f"has none of the model's weights; its first is {next(iter(weights))}"]
     needed = [key for key in missing if key in parameters or key.endswith(_STATISTICS)]
     modules = {name for name, _ in model.named_modules()}
     return [f"lacks {key}" for key in needed if not key.endswith(_ADAPTIVE)] + [

@@ -2,7 +2,7 @@
 
 from .apa_detector import APADetector
 from .backbones import APAResNet, APAResNeXt, EfficientNetLite
-from .calibration import FRACAL, NORCAL, LogitAdjustment
+from .calibration import FRACAL, NORCAL, LogitAdjustment, PostCompensation
 from .losses import APALoss, EQLV2BoxLoss
 from .roi_heads import APABBoxHead, CosineConv2d, WrappedCauchyLinear
 
@@ -18,5 +18,6 @@ __all__ = [
     "EQLV2BoxLoss",
     "LogitAdjustment",
     "EfficientNetLite",
+    "PostCompensation",
     "WrappedCauchyLinear",
 ]

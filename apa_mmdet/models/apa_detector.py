@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 from typing import Any
 
 from mmdet.registry import MODELS
-from mmengine.logging import print_log
 from torch import nn
 
-from ..conversion import convert_activations
-from ..optim.constructor import decay_advice
-
-_, *_OPTIONS = inspect.signature(convert_activations).parameters
+from .build_converted import build_converted
 
 
 @MODELS.register_module()
@@ -42,22 +36,4 @@ def APADetector(base_type: str | type | None = None, **kwargs: Any) -> nn.Module
         ValueError: If ``base_type`` is missing or is APADetector itself, or if an
             option does not fit the detector.
     """
-    if base_type is None:
-        raise ValueError(
-            "APADetector needs base_type, the type of the detector to convert: "
-            "model = dict(type='APADetector', base_type={{_base_.model.type}})"
-        )
-    name = base_type.rpartition(".")[2] if isinstance(base_type, str) else None
-    if name == "APADetector" or base_type is APADetector:
-        raise ValueError(
-            f"base_type={base_type!r}: the base config has a converted detector "
-            "already; inherit from it without a type, or change its options there"
-        )
-    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
-    detector = MODELS.build(dict(type=base_type, **kwargs))
-    report = convert_activations(detector, **options)
-    print_log(f"{type(detector).__name__}: {report}", logger="current")
-    advice = decay_advice() if report.sites else None
-    if advice is not None:
-        print_log(advice, logger="current", level=logging.WARNING)
-    return detector
+    return build_converted(MODELS, APADetector, "detector", base_type, kwargs)

@@ -6,7 +6,8 @@ There are three kinds of files (github.com/kostas1515/AGLU):
   ``backbone.layer1.0.unirect1.lambda_param``;
 - backbone: the same keys without ``backbone.``;
 - classification: a dict with ``model``, ``optimizer``, ``args`` and others, sometimes
-  ``model_ema`` (keys with ``module.``); backbone keys and ``fc.*``.
+  ``model_ema`` (keys with ``module.``); backbone keys and ``fc.*``, of the networks for
+  CIFAR ``linear.*``.
 
 The attention gate is called ``uniact``, in older files ``unact``. Names that are not
 listed in ``_NAMES`` are mmdet's in both spellings.
@@ -49,6 +50,7 @@ _NAMES = {
 }
 _PUBLISHED_NAMES = {ours: theirs for theirs, ours in _NAMES.items()}
 
+_HEAD = re.compile(r"(?:fc\d?|linear)\.")
 _BLOCK = re.compile(r"((?:.+\.)?layer\d+\.\d+\.)(.+)")
 _STEM = re.compile(r"(?:.+\.)?relu\.(?:lambda|kappa)_param")
 
@@ -80,7 +82,7 @@ def weights_of(
 ) -> tuple[dict[str, Tensor], bool]:
     """Return a checkpoint's weights, and whether they belong to a classifier.
 
-    The prefix ``module.`` and a classifier's ``fc.*`` are dropped.
+    The prefix ``module.`` and a classifier's ``fc.*`` and ``linear.*`` are dropped.
 
     Args:
         checkpoint: The content of a file, or a state dict.
@@ -90,6 +92,19 @@ def weights_of(
     Raises:
         ValueError: If the checkpoint contains no weights, or not the requested ones.
     """
+    state, is_nested = _all_weights(checkpoint, weights)
+    # In a detector every key has a prefix, so fc.* belongs to a classifier.
+    has_head = any(_HEAD.match(key) for key in state)
+    if not is_nested and not (has_head and is_published(state)):
+        return state, False
+    state.pop("n_averaged", None)
+    return {key: value for key, value in state.items() if not _HEAD.match(key)}, True
+
+
+def _all_weights(
+    checkpoint: Mapping[str, Any], weights: str | None = None
+) -> tuple[dict[str, Tensor], bool]:
+    """Return a checkpoint's weights, and whether they were nested in an entry."""
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
             f"contains a {type(checkpoint).__name__}, expected a dict of weights"
@@ -118,12 +133,7 @@ def weights_of(
             f"expected weights by name, or a dict with 'state_dict' or 'model'; got "
             f"{_listed(checkpoint)}"
         )
-    # In a detector every key has a prefix, so fc.* belongs to a classifier.
-    has_head = any(key.startswith("fc.") for key in state)
-    if not nested and not (has_head and is_published(state)):
-        return state, False
-    head = re.compile(r"fc\d?\.|n_averaged$")
-    return {key: value for key, value in state.items() if not head.match(key)}, True
+    return state, bool(nested)
 
 
 def from_published(
@@ -180,13 +190,50 @@ def adapt_published(
     Other state dicts are not changed. ``prefix`` is that of the backbone's keys. Raises
     a RuntimeError if the architecture in the file is not the backbone's.
     """
-    own = {
+    own = _below(prefix, state_dict)
+    if _nested_weights(own) or is_published(own):
+        _replace(prefix, state_dict, _weights_for(backbone, own))
+
+
+def adapt_published_classifier(
+    state_dict: MutableMapping[str, Any], prefix: str, backbone: nn.Module
+) -> None:
+    """Convert an authors' classification file in place while a classifier loads it.
+
+    The backbone's keys get the prefix ``backbone.``, and ``fc.*`` (``linear.*``)
+    becomes ``head.fc.*``. Otherwise as :func:`adapt_published`; ``prefix`` is that of
+    the classifier's keys.
+    """
+    own = _below(prefix, state_dict)
+    is_bare = any(key.startswith("layer1.") for key in own)
+    if not _nested_weights(own) and not (is_bare and is_published(own)):
+        return
+    weights = _weights_for(backbone, own)
+    weights = {f"backbone.{key}": value for key, value in weights.items()}
+    for key, value in _all_weights(own)[0].items():
+        if layer := _HEAD.match(key):
+            weights[f"head.fc.{key[layer.end() :]}"] = value
+    _replace(prefix, state_dict, weights)
+
+
+def _below(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         key.removeprefix(prefix): value
         for key, value in state_dict.items()
         if key.startswith(prefix)
     }
-    if not _nested_weights(own) and not is_published(own):
-        return
+
+
+def _replace(
+    prefix: str, state_dict: MutableMapping[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
+    state_dict.update({prefix + key: value for key, value in weights.items()})
+
+
+def _weights_for(backbone: nn.Module, own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a backbone's weights from what an authors' file contains."""
     weights, classification = weights_of(own)
     published = is_published(weights)
     # The file may be a whole detector's, loaded into the backbone only.
@@ -202,9 +249,7 @@ def adapt_published(
         raise RuntimeError(
             f"this published checkpoint has another architecture: {'. '.join(details)}"
         )
-    for key in own:
-        del state_dict[prefix + key]
-    state_dict.update({prefix + key: value for key, value in weights.items()})
+    return weights
 
 
 def _listed(keys: Iterable[object], limit: int = 4) -> str:

@@ -1,6 +1,7 @@
 """A converted model that two processes train as one does: DDP and FSDP2."""
 
 import copy
+import os
 from datetime import timedelta
 
 import pytest
@@ -66,8 +67,8 @@ def whole(model):
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
 
-def _process(number, inputs, folder, first=1):
-    rank, store = first + number, f"file://{folder}/store"
+def _process(rank, inputs, folder):
+    store = f"file://{folder}/store"
     dist.init_process_group(
         "gloo", store, timedelta(minutes=2), rank=rank, world_size=2
     )
@@ -97,13 +98,19 @@ def _process(number, inputs, folder, first=1):
     return seen
 
 
+def _spawned(number, inputs, folder):
+    _process(number + 1, inputs, folder)
+    # Gloo's threads may abort an interpreter that shuts down.
+    os._exit(0)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What one process has trained, and what two have, by how."""
     folder = tmp_path_factory.mktemp("two_processes")
     inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
-    second = mp.spawn(_process, (inputs, folder), nprocs=1, join=False)
-    seen = _process(0, inputs, folder, first=0)
+    second = mp.spawn(_spawned, (inputs, folder), nprocs=1, join=False)
+    seen = _process(0, inputs, folder)
     second.join()
     model = build()
     start = copy.deepcopy(model.state_dict())

@@ -147,3 +147,27 @@ def test_images_that_are_found_in_other_ways_are_not_checked(tmp_path, changes):
         check_files(cfg, ["val"])
     cfg.val_dataloader.dataset.update(changes)
     check_files(cfg, ["val"])
+
+
+def test_data_to_classify(tmp_path):
+    root = f"{tmp_path}/photos/"
+    folders = dict(type="CustomDataset", data_root=root, data_prefix="train")
+    listed = dict(type="SplitFileDataset", data_root=root, ann_file="train.txt")
+    remote = dict(listed, data_root="s3://photos/")
+    cfg = Config(dict(model=dict(type="ImageClassifier")))
+
+    def check(dataset):
+        cfg.train_dataloader = dict(dataset=dict(type="LongTail", dataset=dataset))
+        check_files(cfg, ["train"])
+
+    check(remote)
+    for dataset, words in ((folders, "folder of the images"), (listed, "list of the")):
+        with pytest.raises(FileNotFoundError) as error:
+            check(dataset)
+        assert words in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "photos").mkdir()
+    check(folders)
+    with pytest.raises(FileNotFoundError, match=r"photos/train\.txt, the list"):
+        check(listed)
+    (tmp_path / "photos/train.txt").touch()
+    check(listed)

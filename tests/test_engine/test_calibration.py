@@ -268,6 +268,15 @@ def test_a_checkpoint_without_counts(tmp_path):
             provide_class_counts(cfg, path, False)
 
 
+def test_counts_for_the_metric_of_a_classifier():
+    hooks = [dict(type="EMAHook"), dict(type="ClassFrequencyHook")]
+    cfg = Config(
+        dict(model=dict(type="ImageClassifier", head=dict()), custom_hooks=hooks)
+    )
+    provide_class_counts(cfg, "no.pth", True)
+    assert [hook.get("read_in_test") for hook in cfg.custom_hooks] == [None, True]
+
+
 # ------------------------------------------------------------------- tools/test.py
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
@@ -99,3 +101,83 @@ def test_a_missing_hook_stops_before_training(tmp_path):
     with pytest.raises(RuntimeError, match="ClassFrequencyHook"):
         run.train()
     assert run.iter == 0
+
+
+class CountingHead(torch.nn.Module):
+    """What a classification head keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("class_counts", torch.zeros(3, dtype=torch.int64))
+
+    def set_class_counts(self, counts):
+        self.class_counts.copy_(counts)
+
+    def check_class_counts(self):
+        pass
+
+
+class CountingMetric(BaseMetric):
+    """What a metric by groups of classes needs."""
+
+    def set_class_counts(self, counts):
+        self.counts = counts.tolist()
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return dict(first=self.counts[0])
+
+
+class CountingModel(Model):
+    def __init__(self, with_head=True):
+        super().__init__()
+        self.loss_cls = torch.nn.Identity()
+        if with_head:
+            self.head = CountingHead()
+
+    def forward(self, inputs, labels, mode):
+        if mode == "predict":
+            return [dict()] * len(inputs)
+        return dict(loss=self.fc(torch.stack(inputs)).sum())
+
+
+def counting_runner(tmp_path, shown=SHOWN, with_head=True, **kwargs):
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        dataset=dict(type="FrequencyToy", shown=[[0], [1]]),
+    )
+    val = dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=[CountingMetric()])
+    test = dict(
+        test_dataloader=loader, test_cfg=dict(), test_evaluator=[CountingMetric()]
+    )
+    model = CountingModel(with_head)
+    return runner(tmp_path, shown=shown, model=model, **val, **test, **kwargs)
+
+
+def test_counts_reach_head_and_metric_and_stay_in_the_checkpoint(tmp_path):
+    run = counting_runner(tmp_path / "first")
+    run.train()
+    assert run.val_evaluator.metrics[0].counts == [5, 1, 1]
+    path = tmp_path / "first/epoch_1.pth"
+    saved = torch.load(path)["state_dict"]["head.class_counts"]
+    assert saved.tolist() == [5, 1, 1]
+    run = counting_runner(tmp_path / "test", load_from=str(path))
+    assert run.test() == dict(first=5)
+    run = counting_runner(tmp_path / "second", [[1], [0]], load_from=str(path))
+    run.train()
+    assert run.model.head.class_counts.tolist() == [1, 1, 0]
+    log = "".join(path.read_text() for path in (tmp_path / "second").rglob("*.log"))
+    assert "class counts, 7 images, differ from those of the training data" in log
+
+
+def test_counts_of_a_metric_can_be_read_to_test(tmp_path):
+    run = counting_runner(tmp_path, with_head=False)
+    (hook,) = (h for h in run.hooks if type(h).__name__ == "ClassFrequencyHook")
+    hook.read_in_test = True
+    dataset = dict(type="FrequencyToy", shown=SHOWN)
+    run.cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    assert run.test() == dict(first=5)

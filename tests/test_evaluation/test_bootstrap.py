@@ -57,7 +57,7 @@ def test_weighting_an_image_equals_repeating_it(case, tmp_path):
         seeds = np.random.SeedSequence(number).spawn(3)
         drawn = bootstrap._resample(result, seeds)
         for seed, values in zip(seeds, drawn):
-            weights = bootstrap._image_weights(result.truth.num_images, seed)
+            weights = bootstrap.image_weights(result.truth.num_images, seed)
             assert weights.sum() == result.truth.num_images
             expected = evaluate_repeated(written, weights, tmp_path)
             at_50 = replace(expected, precision=expected.precision[:1])
@@ -205,7 +205,7 @@ def test_the_pooled_difference_is_that_of_a_plain_loop(two_runs_each, tmp_path):
     num_images = len(two_runs_each[0][0].data["images"])
     expected = {name: [] for name in differences}
     for each in np.random.SeedSequence(seed).spawn(number):
-        weights = bootstrap._image_weights(num_images, each)
+        weights = bootstrap.image_weights(num_images, each)
         sums = []
         for runs in two_runs_each:
             summaries = [

@@ -353,3 +353,65 @@ def test_lam_by_frequency_is_a_lam_per_class():
         APALoss(4, learnable="shared", init="frequency")
     with pytest.raises(ValueError, match="init='Frequency', expected None, or"):
         APALoss(4, init="Frequency")
+
+
+# ------------------------------------------------------------------------ soft labels
+
+SOFT_LOSSES = [
+    dict(lam=1.0),  # sigmoid
+    dict(lam=0.0),  # Gumbel
+    dict(lam=0.3, kappa=0.8, learnable="shared"),
+    dict(lam=0.3, kappa=0.8, learnable="class"),
+    dict(lam=0.0, learnable="class"),
+]
+
+
+def grads(loss, logits, labels):
+    """The loss, and its gradients by the logits, lam and kappa."""
+    loss.zero_grad()
+    logits = logits.clone().requires_grad_()
+    value = loss(logits, labels)
+    value.backward()
+    return [value.detach(), logits.grad, *(p.grad.clone() for p in loss.parameters())]
+
+
+@pytest.mark.parametrize("kwargs", SOFT_LOSSES)
+def test_one_hot_labels_give_the_loss_of_hard_labels(kwargs):
+    loss = APALoss(4, loss_weight=2.0, **kwargs)
+    # -12 is beyond where the positive loss continues along its tangent.
+    logits = torch.tensor([[-12.0, 3, 0.5, -2], [9, -1, 14, 0], [0.1, 2, -14, 5]])
+    labels = torch.tensor([0, 1, 2])
+    expected = grads(loss, logits, labels)
+    found = grads(loss, logits, F.one_hot(labels, 4).float())
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kwargs", SOFT_LOSSES)
+def test_mixed_labels_give_the_mixed_loss(kwargs):
+    loss = APALoss(4, **kwargs)
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) * 3
+    first, second = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 1, 0, 2, 3, 0])
+    mixed = 0.3 * F.one_hot(first, 4) + 0.7 * F.one_hot(second, 4)
+    expected = [
+        0.3 * a + 0.7 * b
+        for a, b in zip(grads(loss, logits, first), grads(loss, logits, second))
+    ]
+    for ours, theirs in zip(grads(loss, logits, mixed), expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_labels_of_a_sigmoid_are_those_of_binary_cross_entropy():
+    logits, labels = torch.randn(5, 4) * 4, torch.rand(5, 4)
+    loss = APALoss(4, lam=1.0)
+    each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    torch.testing.assert_close(loss(logits, labels), each.sum() / 5)
+    torch.testing.assert_close(loss(logits, labels, reduction_override="none"), each)
+    weight = torch.tensor([1.0, 0, 2, 0, 1])
+    found = loss(logits, labels, weight, avg_factor=4)
+    torch.testing.assert_close(found, (each * weight[:, None]).sum() / 4)
+
+
+def test_dropping_negatives_needs_hard_labels():
+    with pytest.raises(ValueError, match="rare_threshold=0.05 .* labels are soft"):
+        dropping_loss()(torch.zeros(2, 4), torch.rand(2, 4))

@@ -12,6 +12,7 @@ from apa_mmdet.models.calibration import (
     NORCAL,
     ClassStatistics,
     LogitAdjustment,
+    PostCompensation,
     fractal_dimension,
 )
 from apa_mmdet.models.calibration.names import build_calibrations
@@ -184,6 +185,17 @@ def test_logit_adjustment(statistics, logits):
     actual = rule(logits[:, :C], loss.get_activation, statistics, False)
     expected = apa(shifted[:, :C], 0.3, 1.2)
     np.testing.assert_allclose(actual[:, :C].numpy(), expected, rtol=1e-4)
+
+
+def test_post_compensation(statistics, logits):
+    _, boxes, *_ = arrays(statistics)
+    shifted = logits.double().numpy()
+    shifted[:, :C] += np.log((boxes.sum() - boxes) / boxes)
+    actual = PostCompensation()(logits, torch_softmax, statistics, True).numpy()
+    np.testing.assert_allclose(actual, softmax(shifted), rtol=2e-5)
+    statistics.box_counts[:6] = 0  # the last class has everything
+    scores = PostCompensation(min_images=1)(logits, torch_softmax, statistics, True)
+    assert scores.isfinite().all()
 
 
 @pytest.mark.parametrize("rule", [FRACAL(power=0), NORCAL(), LogitAdjustment()])

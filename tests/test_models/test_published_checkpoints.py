@@ -369,6 +369,15 @@ def test_load_from_a_detectors_file_is_unchanged(published_state, tmp_path):
     assert cfg.load_from == str(path) and "init_cfg" not in cfg.model.backbone
 
 
+def test_load_from_is_left_to_a_classifier(
+    published_state, classification_file, tmp_path
+):
+    path = tmp_path / "file.pth"
+    content = KINDS["classification"](published_state(**SMALL), classification_file)
+    cfg = starting_from(content, path, default_scope="mmpretrain")
+    assert cfg.load_from == str(path) and "init_cfg" not in cfg.model.backbone
+
+
 def test_load_from_refuses_before_anything_is_read(published_state, tmp_path):
     path, touched = tmp_path / "file.pth", tmp_path / "touched"
     with pytest.raises(ValueError, match="contains only a backbone.*not resume"):

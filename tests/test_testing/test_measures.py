@@ -1,11 +1,16 @@
 """Bytes saved for backward, time, launches on a GPU, and the tables of benchmarks."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from apa_mmdet.layers import AGLU
+from apa_mmdet.ops import norm_aglu
 from apa_mmdet.testing.benchmark import bar_charts, table
+from apa_mmdet.testing.launches import count_launches
 from apa_mmdet.testing.memory import peak_bytes, saved_bytes
 from apa_mmdet.testing.timing import (
     device_seconds,
@@ -44,6 +49,30 @@ def test_times_on_a_cpu():
     assert peak_bytes(lambda: calls.append(0), "cpu") is None
     assert "gpu" not in machine("cpu")
     assert median_ratio([2, 9, 8], [1, 3, 2]) == 3
+
+
+def test_launches_counted_on_a_cpu():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    assert count_launches(lambda: x.transpose(0, 1)[0].detach()) == 0
+    # ReLU and sum, and the gradient of each: `sum` hands on a view.
+    assert count_launches(lambda: F.relu(x).sum()) == 2
+    assert count_launches(lambda: F.relu(x).sum().backward()) == 4
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_launches_of_native_operators_counted_on_a_cpu():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    norm, activation = nn.BatchNorm2d(8).eval(), AGLU()
+
+    def call():
+        statistics = norm.running_mean, norm.running_var, norm.eps
+        parameters = activation.lambda_param, activation.kappa_param
+        return norm_aglu(x, norm.weight, norm.bias, *statistics, *parameters)
+
+    assert count_launches(call) == 1
+    gradient = torch.ones_like(x)
+    # Backward: one pass over the map, and one reduction of all parameters' sums.
+    assert count_launches(lambda: call().backward(gradient)) == 3
 
 
 @pytest.mark.gpu

@@ -21,7 +21,9 @@ The table has mean and standard deviation over the seeds and, between any two
 variations, the difference with its 95 % interval: a bootstrap over the validation
 images, pooled over the seeds. A difference is marked if its interval excludes 0, and
 still does when the seeds are drawn as well; a figure, if it is so much better than that
-of every other variation. Exit code: 1 if the table lacks a run, 2 for unusable options.
+of every other variation. The figures are those of the config's test_evaluator, an
+LVISFastMetric or, for image classifiers, a LongTailAccuracy. Exit code: 1 if the table
+lacks a run, 2 for unusable options.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from apa_mmdet.testing.ablation.report import (
     as_json,
     compare_variations,
     figures,
+    make_evaluation,
     make_tables,
 )
 from apa_mmdet.testing.ablation.run import Run, find_evaluator
@@ -167,7 +170,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Run], Evaluation]:
     if not args.report_only:
         for cfg in configs[: len(configs) // len(args.seeds)]:  # of the first seed
             check_files(cfg, ("train", "test"))
-    return runs, Evaluation(find_evaluator(configs[0])[1])
+    return runs, make_evaluation(find_evaluator(configs[0])[1])
 
 
 def measure(

@@ -12,7 +12,9 @@ of the first. The figures:
 
 - step: wall time; host: the part of it until control returns, in which the CPU issues
   the work; busy: time in which the GPU runs kernels, copies or fills, by the profiler;
-  launches: how many of those. A step takes at least the larger of host and busy.
+  launches: how many of those. A step takes at least the larger of host and busy. On a
+  CPU, launches are those that forward and backward would need on a GPU, with one kernel
+  for each operation of torch; counting them needs Triton.
 - saved: bytes of the distinct storages that autograd keeps for backward, without
   parameters and buffers; peak: the most that a step allocates on a GPU.
 
@@ -26,6 +28,7 @@ import copy
 import gc
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +37,7 @@ from mmengine import Config
 import apa_mmdet  # noqa: F401  registers everything
 from apa_mmdet.testing.benchmark import bar_charts, benchmark_parser, positive, table
 from apa_mmdet.testing.configs import make_relu_twin, read_config
+from apa_mmdet.testing.launches import count_launches
 from apa_mmdet.testing.memory import peak_bytes, saved_bytes
 from apa_mmdet.testing.timing import (
     gpu_work,
@@ -103,6 +107,9 @@ def compare(cfgs: dict[str, Config], args: argparse.Namespace) -> list[dict]:
         walls, hosts = zip(*pairs)
         peak = peak_bytes(step, args.device)
         launches, busy = gpu_work(step, args.device)
+        if launches is None and find_spec("triton") is not None:
+            step.model.zero_grad()  # nothing to accumulate into
+            launches = count_launches(lambda step=step: step.loss().backward())
         row = dict(
             config=name,
             part="backbone" if args.backbone else "detector",

@@ -30,9 +30,9 @@ PAGE = """\
 
 <!-- Generated: python tools/analysis_tools/model_zoo.py > docs/model_zoo.md -->
 
-No config of this repository has been trained on LVIS, COCO or V3Det yet. The figures
-below are of two kinds: the authors' own, and those measured here on mini-LVIS, a small
-synthetic data set. [Results](results.md) says what they mean.
+No config of this repository has been trained on LVIS, COCO, V3Det or ImageNet yet. The
+figures below are of two kinds: the authors' own, and those measured here on mini-LVIS,
+a small synthetic data set. [Results](results.md) says what they mean.
 
 ## Published figures
 

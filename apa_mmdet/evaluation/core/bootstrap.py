@@ -8,13 +8,12 @@ be matched again: each detection is weighted by how often its image was drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .evaluate import LVISResult
-from .ground_truth import GroundTruth
 from .params import EPS, FREQUENCIES, RECALL_THRS
 from .workers import choose_num_workers, map_chunks, progress_bar
 
@@ -51,21 +50,21 @@ class Difference(NamedTuple):
 
 
 class Resamples(NamedTuple):
-    """The figures of a result, fractions of 1, named by :data:`FIGURES`.
+    """The figures of a result, fractions of 1.
 
     Attributes:
-        figures: float64 (6,): on the images themselves; NaN where undefined.
-        resampled: float64 (num_resamples, 6): on each resample of them.
-        truth: The annotations.
-        iou_thrs: float64 (T,).
+        figures: float64 (F,): on the images themselves; NaN where undefined.
+        resampled: float64 (num_resamples, F): on each resample of them.
+        conditions: What must be equal for two results to be comparable, by name.
         seed: Of the resamples.
+        names: Of the figures.
     """
 
     figures: np.ndarray
     resampled: np.ndarray
-    truth: GroundTruth
-    iou_thrs: np.ndarray
+    conditions: Mapping[str, np.ndarray]
     seed: int
+    names: Sequence[str] = FIGURES
 
 
 def resample(
@@ -92,7 +91,7 @@ def resample(
     seeds = np.random.SeedSequence(seed).spawn(num_resamples)
     plain = _figures(result, _resample(result, [None]))[0]
     resampled = _figures(result, _resample_all(result, seeds, num_workers))
-    return Resamples(plain, resampled, result.truth, result.iou_thrs, seed)
+    return Resamples(plain, resampled, _conditions(result), seed)
 
 
 def compare(
@@ -126,7 +125,7 @@ def compare(
         ValueError: If the results have different images, classes or thresholds, or a
             number is out of range.
     """
-    _check_comparable(first, second)
+    _check_comparable(_conditions(first), _conditions(second))
     _check_confidence(confidence_level)
     runs = [resample(r, num_resamples, seed, num_workers) for r in (first, second)]
     return compare_runs(runs[:1], runs[1:], confidence_level)
@@ -153,7 +152,7 @@ def compare_runs(
         draw_runs: Whether to draw the runs as well as the images.
 
     Returns:
-        As :func:`compare`.
+        By the names of the figures, where they are defined.
 
     Raises:
         ValueError: If the numbers of runs differ or are 0, or two runs were evaluated
@@ -165,7 +164,7 @@ def compare_runs(
             "one"
         )
     for run in (*first, *second):
-        _check_comparable(first[0], run)
+        _check_comparable(first[0].conditions, run.conditions)
         if (run.seed, len(run.resampled)) != (first[0].seed, len(first[0].resampled)):
             raise ValueError("the runs were resampled with another seed or number")
     _check_confidence(confidence_level)
@@ -182,7 +181,7 @@ def compare_runs(
     )
     tail = 100 * (1 - confidence_level) / 2
     differences = {}
-    for index, name in enumerate(FIGURES):
+    for index, name in enumerate(first[0].names):
         column = pooled[np.isfinite(pooled[:, index]), index]
         plain = before[index], after[index]
         if np.isfinite(plain).all() and len(column):
@@ -192,20 +191,25 @@ def compare_runs(
     return differences
 
 
+def _conditions(result: LVISResult) -> dict[str, np.ndarray]:
+    truth = result.truth
+    ids = dict(image_ids=truth.image_ids, class_ids=truth.class_ids)
+    return dict(**ids, iou_thrs=result.iou_thrs)
+
+
 def _check_comparable(
-    first: LVISResult | Resamples, second: LVISResult | Resamples
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
 ) -> None:
-    for name in ("image_ids", "class_ids"):
-        if not np.array_equal(getattr(first.truth, name), getattr(second.truth, name)):
-            raise ValueError(
-                f"the results were evaluated on different {name}; evaluate both "
-                "against the same annotation file and images"
-            )
-    if not np.array_equal(first.iou_thrs, second.iou_thrs):
+    if first.keys() != second.keys():
         raise ValueError(
-            "the results were evaluated at different iou_thrs; evaluate both at the "
-            "same"
+            "the results were evaluated by different metrics; evaluate both by the same"
         )
+    for name in first:
+        if not np.array_equal(first[name], second[name]):
+            raise ValueError(
+                f"the results were evaluated with different {name}; evaluate both in "
+                f"the same way on the same images"
+            )
 
 
 def _check_confidence(level: float) -> None:
@@ -256,7 +260,7 @@ def _resample(
 ) -> np.ndarray:
     """Return the classes' AP for each seed, (seeds, K, 3); None is every image once."""
     truth, thrs = result.truth, result.iou_thrs
-    weights = np.stack([_image_weights(truth.num_images, seed) for seed in seeds])
+    weights = np.stack([image_weights(truth.num_images, seed) for seed in seeds])
     counts = ~truth.ignored()[:, 0]
     image_index, class_index = truth.image_index[counts], truth.class_index[counts]
     by_class = np.argsort(class_index, kind="stable")
@@ -275,8 +279,13 @@ def _resample(
     return ap
 
 
-def _image_weights(num_images: int, seed: np.random.SeedSequence | None) -> np.ndarray:
-    """Return how many times each image is drawn, int32 (N,)."""
+def image_weights(num_images: int, seed: np.random.SeedSequence | None) -> np.ndarray:
+    """Return how many times each image is drawn, int32 (N,); once if there is no seed.
+
+    Args:
+        num_images: N, also the number of draws.
+        seed: Of this resample.
+    """
     if seed is None:
         return np.ones(num_images, np.int32)
     drawn = np.random.default_rng(seed).integers(0, num_images, num_images)

@@ -15,7 +15,7 @@ A config chooses it for any box head, mmdet's or this package's::
 
 from .fractal import fractal_dimension
 from .roi_head import calibrate, check_statistics
-from .rules import FRACAL, NORCAL, LogitAdjustment
+from .rules import FRACAL, NORCAL, LogitAdjustment, PostCompensation
 from .statistics import ClassStatistics
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "NORCAL",
     "ClassStatistics",
     "LogitAdjustment",
+    "PostCompensation",
     "calibrate",
     "check_statistics",
     "fractal_dimension",

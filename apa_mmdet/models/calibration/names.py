@@ -32,10 +32,10 @@ def build_calibrations(
         arguments = _parse(each) if isinstance(each, str) else dict(each)
         name, rule = _build(arguments)
         if name in calibrations:
-            raise ValueError(f"test_cfg.rcnn.calibration: {name!r} is given twice")
+            raise ValueError(f"calibration: {name!r} is given twice")
         calibrations[name] = rule
     if not calibrations:
-        raise ValueError("test_cfg.rcnn.calibration is empty; give at least one type")
+        raise ValueError("calibration is empty; give at least one type")
     return calibrations
 
 
@@ -62,7 +62,7 @@ def _build(arguments: dict[str, Any]) -> tuple[str, Calibration | None]:
     if not (inspect.isclass(rule_type) and issubclass(rule_type, Calibration)):
         known = sorted(rule.__name__ for rule in Calibration.__subclasses__())
         raise ValueError(
-            f"test_cfg.rcnn.calibration: type={kind!r}, expected one of "
+            f"calibration: type={kind!r}, expected one of "
             f"{', '.join(known)}, or {_UNCALIBRATED!r}"
         )
     known = inspect.signature(rule_type).parameters

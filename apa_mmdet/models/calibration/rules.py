@@ -39,12 +39,12 @@ class Calibration:
         if missing and not self.min_images:
             name = type(self).__name__
             raise ValueError(
-                f"test_cfg.rcnn.calibration {name}: {len(missing)} of "
-                f"{statistics.num_classes} classes have no boxes in the training data, "
-                f"the first is label {missing[0]} (labels start at 0), and its scores "
-                f"cannot be calibrated; remove such classes from the data set's "
-                f"metainfo, or treat them as if one training image showed each of "
-                f"them: {name}:min_images=1"
+                f"calibration {name}: {len(missing)} of {statistics.num_classes} "
+                f"classes have no boxes or images in the training data, the first is "
+                f"label {missing[0]} (labels start at 0), and its scores cannot be "
+                f"calibrated; remove such classes from the data set's metainfo, or "
+                f"treat them as if one training image showed each of them: "
+                f"{name}:min_images=1"
             )
 
     def score_thr(self, threshold: float, is_softmax: bool) -> float:
@@ -196,6 +196,28 @@ class LogitAdjustment(Calibration):
         counts = statistics.box_counts.clamp(min=self.min_images).float()
         shift = -self.tau * (counts * statistics.num_classes / counts.sum()).log()
         return activation(_add(cls_score, shift))
+
+
+@TASK_UTILS.register_module()
+class PostCompensation(Calibration):
+    """Logits plus the log-odds against the class in the training data.
+
+    With ``n_c`` the images of class c (of a detector: its boxes) and N their sum over
+    the classes, the head's own activation of ``z_c + ln((N - n_c) / n_c)``. The
+    published classifiers are trained with plain softmax and tested like this.
+
+    Source: Inverse Image Frequency for Long-tailed Image Recognition, Alexandridis et
+    al., IEEE TIP 2023.
+
+    Args:
+        min_images: As in :class:`Calibration`.
+    """
+
+    def _scores(self, cls_score, activation, statistics, is_softmax):
+        counts = statistics.box_counts.clamp(min=self.min_images).double()
+        # A class that has everything would never be predicted.
+        others = (counts.sum() - counts).clamp(min=1e-3)
+        return activation(_add(cls_score, (others / counts).log().float()))
 
 
 def _add(cls_score: Tensor, shift: Tensor) -> Tensor:

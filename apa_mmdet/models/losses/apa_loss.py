@@ -1,4 +1,4 @@
-"""APALoss: classification by APA for long-tailed detection."""
+"""APALoss: classification by APA for long-tailed data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ...ops import apa, apa_cross_entropy
+from ...ops import apa, apa_cross_entropy, log_apa
 from .box_head_loss import BoxHeadLossMixin
 
 # The published loss clamps logits to [-10, 10], where a Gumbel positive has the slope
@@ -23,7 +23,8 @@ class APALoss(BoxHeadLossMixin, nn.Module):
     ``lam = 1`` is the sigmoid classifier, ``lam = 0`` the Gumbel classifier of GOL
     (Alexandridis et al., ECCV 2022). The loss is summed over classes and averaged over
     proposals. It works as ``loss_cls`` of any Shared2FC or ConvFC box head, including
-    those of Cascade and HTC; the background score is 0.
+    those of Cascade and HTC; the background score is 0. It is also a ``loss`` of
+    ``LongTailClsHead``, for classifiers: without background, with hard or soft labels.
 
     With ``rare_threshold``, negatives of classes whose ``class_frequency`` is below it
     are dropped (DropLoss, Hsieh et al., AAAI 2021): all of them on foreground
@@ -133,9 +134,8 @@ class APALoss(BoxHeadLossMixin, nn.Module):
         if frequency.shape != self.class_frequency.shape:
             raise ValueError(
                 f"class frequencies have shape {tuple(frequency.shape)}, but APALoss "
-                f"has num_classes={self.num_classes}; set num_classes of the box head, "
-                f"its loss and the mask head to the data set's {frequency.numel()} "
-                f"classes"
+                f"has num_classes={self.num_classes}; set num_classes of the loss and "
+                f"of the heads to the data set's {frequency.numel()} classes"
             )
         if not bool(((frequency >= 0) & (frequency <= 1)).all()) or not frequency.any():
             raise ValueError(
@@ -163,7 +163,11 @@ class APALoss(BoxHeadLossMixin, nn.Module):
 
         Args:
             cls_score: Logits (N, C).
-            labels: (N,), int64; C is background, negative values are ignored.
+            labels: (N,), int64; C is background, negative values are ignored. Or soft
+                labels (N, C) in [0, 1], such as those of MixUp, CutMix and label
+                smoothing: class c then contributes its positive loss times the label
+                plus its negative loss times one minus the label, which for labels that
+                sum to 1 is the expected loss of a label drawn from them.
             weight: Factor per proposal (N,).
             avg_factor: Divisor of the sum with ``'mean'``, by default N.
             reduction_override: Replaces ``reduction``.
@@ -171,9 +175,12 @@ class APALoss(BoxHeadLossMixin, nn.Module):
 
         Raises:
             RuntimeError: If class frequencies are needed and missing.
+            ValueError: If labels are soft and ``rare_threshold`` is set.
         """
         reduction = reduction_override or self.reduction
         _check_reduction(reduction)
+        if labels.dim() == 2:
+            return self._soft_loss(cls_score, labels, weight, avg_factor, reduction)
         rows = (labels >= 0).to(self.class_frequency.dtype)
         rare = None
         if self.rare_threshold is not None:
@@ -189,9 +196,34 @@ class APALoss(BoxHeadLossMixin, nn.Module):
             rare=rare,
             reduction="none" if reduction == "none" else "sum",
         )
-        if reduction != "mean":
+        return _averaged(loss, len(labels), avg_factor, reduction)
+
+    def _soft_loss(self, cls_score, labels, weight, avg_factor, reduction) -> Tensor:
+        """Return the loss of soft labels (N, C)."""
+        if self.rare_threshold is not None:
+            raise ValueError(
+                f"rare_threshold={self.rare_threshold} drops negatives beside a label, "
+                f"but the labels are soft; drop rare_threshold, or whatever mixes "
+                f"labels (batch_augments, train_cfg.augments)"
+            )
+        lam, kappa = self.lambda_param, self.kappa_param
+        u = kappa * cls_score.to(torch.promote_types(cls_score.dtype, torch.float32))
+        # Below u_min the positive loss continues along its tangent, as in
+        # apa_cross_entropy. That u_min depends on lam does not change the gradient,
+        # since the two agree there in value and slope.
+        u_min = (1 / _MAX_SLOPE - lam.detach().clamp(min=0)).clamp(min=0).log()
+        excess = (u_min - u).clamp(min=0)
+        positive = _MAX_SLOPE * excess - log_apa(
+            torch.maximum(u, u_min), lam, torch.ones_like(kappa)
+        )
+        background = torch.full_like(labels[:, 0], self.num_classes, dtype=torch.int64)
+        negative = apa_cross_entropy(cls_score, background, lam, kappa)
+        loss = self.loss_weight * (labels * positive + (1 - labels) * negative)
+        if weight is not None:
+            loss = loss * weight[:, None]
+        if reduction == "none":
             return loss
-        return loss / (max(len(labels), 1) if avg_factor is None else avg_factor)
+        return _averaged(loss.sum(), len(labels), avg_factor, reduction)
 
     def require_frequency(self, setting: str) -> None:
         """Raise a RuntimeError if the class frequencies are missing.
@@ -233,6 +265,12 @@ def lam_of_frequency(frequency: Tensor) -> Tensor:
         Shape (C,), values from 0.7 to 5.
     """
     return (0.7 * frequency.rsqrt()).clamp(max=5.0)
+
+
+def _averaged(loss: Tensor, number: int, avg_factor, reduction: str) -> Tensor:
+    if reduction != "mean":
+        return loss
+    return loss / (max(number, 1) if avg_factor is None else avg_factor)
 
 
 def _check_reduction(reduction: str) -> None:

@@ -9,7 +9,8 @@ predictions that they leave, and makes the tables. The folder of a run::
       train.config.py, train/          settings and work dir of the training
       TEST.config.py, TEST/            and of each test; TEST is the variation's name,
                                        or that of one that only tests its weights
-      TEST/predictions.bbox.json.gz    what is evaluated, in LVIS's results format
+      TEST/predictions.bbox.json.gz    what is evaluated, in LVIS's results format; of
+                                       a classifier predictions.top1.json.gz
       log.txt                          what all of it printed
 
 What is complete is not repeated, and a training continues from its last checkpoint.

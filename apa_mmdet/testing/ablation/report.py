@@ -7,26 +7,46 @@ from collections.abc import Callable, Mapping
 from itertools import combinations, groupby
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import numpy as np
 
 from ...evaluation import evaluate, load_ground_truth, read_results
+from ...evaluation.accuracy import FIGURES as ACCURACIES
+from ...evaluation.accuracy import read_predictions, top1_accuracy
 from ...evaluation.core.bootstrap import (
-    FIGURES,
     Difference,
     Resamples,
     compare_runs,
     resample,
 )
 from ...evaluation.metric import LVISFastMetric
+from .run import is_accuracy
 
-_SHOWN = ("AP", "APr", "APc", "APf")
-# By variation, seed and kind of figure, such as "bbox " or "segm Fixed".
+_SHOWN = ("AP", "APr", "APc", "APf", *ACCURACIES)
+_TITLES = dict(segm="mask", bbox="box")
+# By variation, seed and kind of figure, such as "bbox ", "segm Fixed" or "top1 ".
 Measured = Mapping[str, Mapping[int, Mapping[str, Resamples]]]
 
 
-class Evaluation:
+class AccuracyEvaluation:
+    """Evaluates the predictions of image classifiers, as ``LongTailAccuracy`` does."""
+
+    def measure(
+        self, predictions: Mapping[str, Path], num_resamples: int
+    ) -> dict[str, Resamples]:
+        """Return the accuracies of files of predictions, with resamples.
+
+        Raises:
+            ValueError: If a file has no predictions.
+        """
+        return {
+            f"{kind} ": top1_accuracy(read_predictions(path), num_resamples)
+            for kind, path in predictions.items()
+        }
+
+
+class LVISEvaluation:
     """Evaluates results files as an evaluator of a config would.
 
     Args:
@@ -78,6 +98,20 @@ class Evaluation:
         return measured
 
 
+Evaluation = Union[AccuracyEvaluation, LVISEvaluation]
+
+
+def make_evaluation(evaluator: Mapping[str, object]) -> Evaluation:
+    """Return what evaluates the predictions that an evaluator's config keeps.
+
+    Raises:
+        ValueError: As :class:`LVISEvaluation`.
+    """
+    if is_accuracy(evaluator):
+        return AccuracyEvaluation()
+    return LVISEvaluation(evaluator)
+
+
 class Comparison(NamedTuple):
     """By how much a variation exceeds another in one figure.
 
@@ -106,10 +140,10 @@ def figures(measured: Measured) -> Figures:
     return {
         variation: {
             seed: {
-                f"{kind}{name}": 100 * run.figures[FIGURES.index(name)].item()
+                f"{kind}{name}": 100 * value.item()
                 for kind, run in kinds.items()
-                for name in _SHOWN
-                if np.isfinite(run.figures[FIGURES.index(name)])
+                for name, value in zip(run.names, run.figures)
+                if name in _SHOWN and np.isfinite(value)
             }
             for seed, kinds in seeds.items()
         }
@@ -156,7 +190,7 @@ def best_variations(compared: Comparisons) -> dict[str, str]:
 def make_tables(
     runs: Figures, compared: Comparisons, mark: Callable[[str], str]
 ) -> list[list[list[str]]]:
-    """Return, for masks, boxes and the Fixed AP of each, figures and differences.
+    """Return, for each kind of figure, such as Fixed AP of boxes, all and differences.
 
     A row is a variation, with mean and standard deviation over its seeds, or a pair of
     variations, with the difference and its interval over images.
@@ -168,10 +202,11 @@ def make_tables(
     """
     names = list(next(iter(next(iter(runs.values())).values())))
     best, tables = best_variations(compared), []
-    for kind, group in groupby(names, key=lambda name: name.rpartition("AP")[0]):
+    for kind, group in groupby(names, key=_kind):
         group = list(group)
         columns = [name.partition(" ")[2] for name in group]
-        rows = [["mask" if kind.startswith("segm") else "box", "seeds", *columns]]
+        metric = kind.partition(" ")[0]
+        rows = [[_TITLES.get(metric, metric), "seeds", *columns]]
         for variation, seeds in runs.items():
             row = [variation, str(len(seeds))]
             for name in group:
@@ -206,6 +241,11 @@ def as_json(compared: Comparisons) -> list[dict]:
         for figure, pairs in compared.items()
         for (first, second), each in pairs.items()
     ]
+
+
+def _kind(figure: str) -> str:
+    """Return what precedes the name of a figure: "bbox Fixed" of "bbox FixedAPr"."""
+    return next(figure[: -len(name)] for name in _SHOWN if figure.endswith(name))
 
 
 def _spread(values: list[float]) -> str:

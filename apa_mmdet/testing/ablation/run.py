@@ -33,7 +33,7 @@ class Run:
     tests: dict[str, Config]
 
     def predictions(self, test: str) -> dict[str, Path]:
-        """Return the results files of a test by metric, ``'segm'`` and ``'bbox'``."""
+        """Return the results files of a test by metric, see :func:`judged_metrics`."""
         return {
             metric: self.folder / test / f"predictions.{metric}.json.gz"
             for metric in judged_metrics(find_evaluator(self.tests[test])[1])
@@ -136,7 +136,9 @@ class Run:
 
 
 def find_evaluator(cfg: Config) -> tuple[str, dict]:
-    """Return the LVISFastMetric that tests a config, after its place in the config.
+    """Return the metric that keeps the predictions, after its place in the config.
+
+    It is an LVISFastMetric or a LongTailAccuracy.
 
     Raises:
         ValueError: If there is none.
@@ -147,16 +149,24 @@ def find_evaluator(cfg: Config) -> tuple[str, dict]:
     else:
         places = {f"test_evaluator.{i}": each for i, each in enumerate(evaluators)}
     for place, evaluator in places.items():
-        if "LVISFastMetric" in str(evaluator.get("type")):
+        if is_accuracy(evaluator) or "LVISFastMetric" in str(evaluator.get("type")):
             return place, evaluator
     raise ValueError(
         "no LVISFastMetric in test_evaluator, which keeps the predictions; set "
-        "test_evaluator=dict(type='LVISFastMetric', ann_file=...)"
+        "test_evaluator=dict(type='LVISFastMetric', ann_file=...), or for a classifier "
+        "dict(type='LongTailAccuracy')"
     )
 
 
+def is_accuracy(evaluator: Mapping[str, object]) -> bool:
+    """Return whether an evaluator's config is that of a LongTailAccuracy."""
+    return "LongTailAccuracy" in str(evaluator.get("type"))
+
+
 def judged_metrics(evaluator: dict) -> list[str]:
-    """Return which of ``'segm'`` and ``'bbox'`` an evaluator has."""
+    """Return which of ``'segm'``, ``'bbox'`` and ``'top1'`` an evaluator has."""
+    if is_accuracy(evaluator):
+        return ["top1"]
     given = evaluator.get("metric", "bbox")
     given = [given] if isinstance(given, str) else given
     return [metric for metric in ("segm", "bbox") if metric in given]

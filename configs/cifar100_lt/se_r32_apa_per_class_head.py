@@ -1,0 +1,3 @@
+# se_r32_apa_head.py with lambda and kappa of its own for each class.
+_base_ = "./se_r32_apa_head.py"
+model = dict(head=dict(loss=dict(learnable="class")))

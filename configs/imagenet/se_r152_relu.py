@@ -1,0 +1,3 @@
+# Control: se_r152_apa.py with ReLU and sigmoid gates.
+_base_ = "./se_r50_relu.py"
+model = dict(backbone=dict(depth=152))
