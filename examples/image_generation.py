@@ -149,10 +149,9 @@ def draw(runs: Mapping[str, Sequence[Run]], path: Path, rows: int = 4) -> None:
         1, len(panels), figsize=(4 * len(panels), 0.45 * rows), layout="constrained"
     )
     for axis, (title, pictures) in zip(axes, panels.items()):
-        grid = F.pad(pictures[:, 0], (1, 1, 1, 1), value=-1).view(rows, 10, 10, 10)
-        axis.imshow(
-            -grid.transpose(1, 2).reshape(rows * 10, 100), "gray", vmin=-1, vmax=1
-        )
+        framed = F.pad(pictures[:, 0], (1, 1, 1, 1), value=-1).view(rows, 10, 10, 10)
+        grid = framed.transpose(1, 2).reshape(rows * 10, 100).numpy()
+        axis.imshow(-grid, "gray", vmin=-1, vmax=1)
         axis.set_title(title)
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
