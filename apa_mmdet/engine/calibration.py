@@ -170,8 +170,9 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     Args:
         cfg: The config, changed in place.
         checkpoint: Path or URL of the checkpoint.
-        in_test: Whether the hook reads the counts from the training data; for an image
-            classifier also those that its metrics need.
+        in_test: Whether the hook reads the counts from the training data, also where
+            its config does not say ``read_in_test=True``; for an image classifier also
+            those that its metrics need.
 
     Raises:
         ValueError: If the checkpoint has no counts, or ``in_test`` has no effect.
@@ -197,7 +198,7 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     else:
         hook = dict(type="ClassFrequencyHook")
         hooks.append(hook)
-    hook["read_in_test"] = in_test
+    in_test = hook["read_in_test"] = in_test or hook.get("read_in_test", False)
     cfg.custom_hooks = hooks
     if not in_test and "://" not in checkpoint and not _has_counts(checkpoint):
         raise ValueError(

@@ -65,7 +65,7 @@ class ClassFrequencyHook(SetupCheckHook):
         heads = _counting_heads(runner)
         if not _losses(runner) and not heads and not _counting_metrics(runner):
             return
-        self._counts, num_annotated = image_counts(dataset)
+        self._counts, num_annotated = image_counts(dataset, check=False)
         self._frequency = self._counts.to(torch.float32) / num_annotated
         for loss in _losses(runner):
             loss.set_class_frequency(self._frequency)

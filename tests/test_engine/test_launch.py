@@ -105,6 +105,7 @@ def test_another_classifier_is_refused(run, repo, mini_lvis, softmax_checkpoint)
     code, out = run("test.py", repo / MINI, softmax_checkpoint, options=options)
     assert code == 2 and "Load checkpoint" not in out
     assert "bbox_head.fc_cls.weight of shape (41, 256), expected (40, 256)" in out
+    assert "insist with --cfg-options allow_weight_mismatch=True" in out
 
 
 def test_insisting_on_weights_and_tta_with_masks(
