@@ -180,6 +180,11 @@ def test_prior(lam):
             "scale=-1, expected",
         ),
         (
+            dict(predictor_cfg=dict(type="CosineLinear", scale="16")),
+            ValueError,
+            "scale='16', expected",
+        ),
+        (
             dict(loss=dict(type="APALoss", num_classes=3)),
             ValueError,
             "num_classes=4 but its APALoss has num_classes=3",
