@@ -133,7 +133,8 @@ def try_calibrations(cfg: Config, calibrations: Sequence[str]) -> None:
     if rcnn is None:
         raise ValueError(
             f"--calibration {' '.join(calibrations)}: the config's model has no "
-            f"test_cfg.rcnn, expected a two-stage detector such as MaskRCNN"
+            f"test_cfg.rcnn, expected a two-stage detector such as MaskRCNN; of a "
+            f"classifier set one with --cfg-options model.head.calibration=..."
         )
     rcnn.calibration = list(calibrations)
     metrics = cfg.test_evaluator
