@@ -28,6 +28,9 @@ ONEDL = {
 # The same of what only apa_mmdet.classification needs.
 MMPRETRAIN = ("mmpretrain", "1.2.0")
 MMPRETRAIN_ONEDL = ("onedl-mmpretrain", "1.3.6")
+_TORCHVISION_FAULT = (
+    "mmpretrain needs torchvision, which does not work with this torch ({})"
+)
 PACKAGE_SCHEME = "package://"
 MINIMUM = {
     "torch": (2, 1),
@@ -114,6 +117,19 @@ def check_requirements() -> None:
         _refuse(
             f"mmdet rejects an installed version ({error})", _install(stack, *stack)
         )
+    # mmdet imports MMPretrain if it is there, and does without only for ImportErrors.
+    if is_installed("mmpretrain") and is_installed("torchvision"):
+        try:
+            import_module("torchvision")
+        except ImportError:
+            pass
+        except (OSError, RuntimeError) as error:
+            distribution, _ = MMPRETRAIN_ONEDL if is_onedl else MMPRETRAIN
+            _refuse(
+                _TORCHVISION_FAULT.format(error),
+                f"{_install_torchvision()}\nor, to do without classification,\n"
+                f"    pip uninstall {distribution}",
+            )
 
 
 def check_mmpretrain() -> None:
@@ -138,21 +154,15 @@ def check_mmpretrain() -> None:
             "mmpretrain needs model-index, which is not installed", command
         )
 
-    # The releases of torch 2.0, 2.1, ... and of torchvision 0.15, 0.16, ... are pairs.
-    _, minor, *_ = _version("torch")
-    command = f'pip install "torchvision==0.{minor + 15}.*"'
+    command = _install_torchvision()
     if not is_installed("torchvision"):
         _refuse_classification(
             "mmpretrain needs torchvision, which is not installed", command
         )
     try:
         import_module("torchvision")
-    except (ImportError, OSError, RuntimeError) as error:
-        _refuse_classification(
-            f"mmpretrain needs torchvision, which does not work with this torch "
-            f"({error})",
-            command,
-        )
+    except ImportError as error:
+        _refuse_classification(_TORCHVISION_FAULT.format(error), command)
 
 
 def _is_onedl() -> bool:
@@ -190,6 +200,12 @@ def _install(stack: dict, *names: str) -> str:
     if others:
         commands.append(f"pip install {' '.join(others)}")
     return " && ".join(commands)
+
+
+def _install_torchvision() -> str:
+    # The releases of torch 2.0, 2.1, ... and of torchvision 0.15, 0.16, ... are pairs.
+    _, minor, *_ = _version("torch")
+    return f'pip install "torchvision==0.{minor + 15}.*"'
 
 
 def _rebuild_mmcv(stack: dict) -> str:

@@ -170,6 +170,20 @@ REFUSALS = {
         "mmcv's compiled ops do not load with this torch (undefined symbol: _ZN2at)",
         REBUILD + "mmcv==2.1.0\n",
     ),
+    "torchvision of another torch": (
+        {
+            **GOOD,
+            "mmpretrain": ("mmpretrain", "1.2.0", {}),
+            "torchvision": (
+                "torchvision",
+                "0.26.0",
+                {"__init__.py": "raise RuntimeError('no torchvision::nms')"},
+            ),
+        },
+        "needs torchvision, which does not work with this torch (no torchvision::nms)",
+        'pip install "torchvision==0.28.*"\n'
+        "or, to do without classification,\n    pip uninstall mmpretrain\n",
+    ),
 }
 
 
@@ -200,7 +214,7 @@ def test_check_accepts_both_stacks(packages, fake):
 MMPRETRAIN_OK = dict(
     mmpretrain=("mmpretrain", "1.2.0", {}), modelindex=("model-index", "0.1.11", {})
 )
-BROKEN = {"__init__.py": "raise RuntimeError('operator torchvision::nms missing')"}
+BROKEN = {"__init__.py": "raise ImportError('undefined symbol: _ZN2at')"}
 CLASSIFICATION_REFUSALS = {
     "no mmpretrain": (
         GOOD,
@@ -229,7 +243,7 @@ CLASSIFICATION_REFUSALS = {
     ),
     "torchvision of another torch": (
         {**GOOD, **MMPRETRAIN_OK, "torchvision": ("torchvision", "0.26.0", BROKEN)},
-        "does not work with this torch (operator torchvision::nms missing)",
+        "does not work with this torch (undefined symbol: _ZN2at)",
         'pip install "torchvision==0.28.*"\n',
     ),
 }

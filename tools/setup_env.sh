@@ -268,8 +268,8 @@ if [ -n "$mmpretrain" ]; then
     pip_install --no-build-isolation "$mmpretrain" model-index
 fi
 
-begin "apa_mmdet and its test tools" "see the log"
-pip_install --no-build-isolation -e "$root[$stack,test]"
+begin "apa_mmdet, its test tools and what the examples need" "see the log"
+pip_install --no-build-isolation -e "$root[$stack,test,examples]"
 
 begin "final check" "remove $venv and run this again"
 "$py" -m pip check >>"$log" 2>&1 || say "pip check reports problems, see the log"

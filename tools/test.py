@@ -85,7 +85,13 @@ def test(args: argparse.Namespace) -> None:
     if isinstance(runner.model, nn.Module) and not cfg.get("allow_weight_mismatch"):
         load = load_weights if is_classifier(cfg) else load_detector
         checkpoint = checkpoint or load(args.checkpoint)
-        check_weights(runner.model, checkpoint, args.checkpoint)
+        check_weights(
+            runner.model,
+            checkpoint,
+            args.checkpoint,
+            alternative=", or, if only training uses that part, insist with "
+            "--cfg-options allow_weight_mismatch=True",
+        )
     del checkpoint
     if args.out:
         from mmdet.evaluation import DumpDetResults

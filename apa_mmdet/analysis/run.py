@@ -6,7 +6,6 @@ import copy
 import random
 import zlib
 from collections.abc import Sequence
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ from torch import nn
 
 from ..datasets.class_frequency import image_counts
 from ..datasets.labels import leaves
-from ..engine.checkpoint import read_checkpoint
+from ..engine.weights import check_weights, load_detector
 from ..evaluation.core.workers import progress_bar
-from ..models.published_checkpoints import weights_of
 from ..testing.configs import dicts
 from ..testing.models import quiet_mmdet
 from .collect import CLASSIFIER, Collector, Statistics
@@ -30,7 +28,6 @@ from .sites import parameters_of
 
 # Of a class's training images: rare up to 10, common up to 100, as in LVIS.
 _GROUPS, _LIMITS = ("r", "c", "f"), (10, 100)
-_LEARNED = ("lambda_param", "kappa_param")
 
 
 def build_model(
@@ -44,25 +41,16 @@ def build_model(
         seed: Of what is drawn at random.
 
     Raises:
-        OSError: If the checkpoint is not there.
-        ValueError: If it cannot be read, or belongs to another architecture.
+        ValueError: If the checkpoint cannot be read, or belongs to another
+            architecture.
     """
-    weights = None
-    if checkpoint is not None:
-        try:
-            content = read_checkpoint(checkpoint, weights_only=None)
-        except (RuntimeError, UnpicklingError) as error:
-            raise ValueError(f"checkpoint {error}") from None
-        try:
-            weights, _ = weights_of(content)
-        except ValueError as error:
-            raise ValueError(f"checkpoint {checkpoint}: {error}") from None
+    content = None if checkpoint is None else load_detector(checkpoint)
     _set_seed(seed)
     with quiet_mmdet():
         model = MODELS.build(cfg.model)
     start = parameters(model)
-    if weights is not None:
-        _load(model, weights, checkpoint)
+    if content is not None:
+        check_weights(model, content, checkpoint)
     return model, start
 
 
@@ -99,30 +87,6 @@ def parameters(model: nn.Module) -> Parameters:
         if pair is not None:
             found[path.removesuffix(f".{CLASSIFIER}")] = pair
     return found
-
-
-def _load(model: nn.Module, weights: dict, checkpoint: str) -> None:
-    """Load weights; only lambda, kappa and buffers may be missing."""
-    own = model.state_dict()
-    needed = {
-        name for name, _ in model.named_parameters() if not name.endswith(_LEARNED)
-    }
-    changed = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    missing = []
-    if not changed:
-        result = model.load_state_dict(weights, strict=False)
-        missing = [key for key in result.missing_keys if key in needed]
-    for what, keys in (("have another shape", changed), ("are missing", missing)):
-        if keys:
-            raise ValueError(
-                f"{checkpoint} is not a checkpoint of this config's model: "
-                f"{len(keys)} of its {len(own)} weights {what}, the first: {keys[0]}; "
-                f"give the config that it was trained with"
-            )
 
 
 def build_dataset(cfg: Config, split: str) -> Any:

@@ -38,7 +38,7 @@ class CosineLinear(nn.Linear):
         learnable: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias=False)
-        if not 0 < scale < math.inf:
+        if not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
             raise ValueError(f"scale={scale!r}, expected a finite number > 0")
         self.fixed_scale = float(scale)
         root = torch.full((1,), math.sqrt(scale))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import torch
 from mmpretrain.models.heads import ClsHead
+from mmpretrain.models.losses import FocalLoss
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -127,10 +128,15 @@ class LongTailClsHead(ClsHead):
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says, then set the bias for the prior.
 
+        MMEngine's Runner calls this after the hooks' ``before_run`` and before the
+        first iteration.
+
         Raises:
-            RuntimeError: If the prior needs class counts and there are none.
+            RuntimeError: If prior or calibration need class counts and there are none.
+            ValueError: As :meth:`check_class_counts`.
         """
         super().init_weights()
+        self.check_class_counts()
         if self.prior is None:
             return
         prior = self.prior
@@ -169,7 +175,7 @@ class LongTailClsHead(ClsHead):
         if isinstance(loss, APALoss):
             return lambda logits: loss.get_activation(logits)[:, :-1], False
         uses_sigmoid = getattr(getattr(loss, "ce", loss), "use_sigmoid", False)
-        if uses_sigmoid:
+        if uses_sigmoid or isinstance(loss, FocalLoss):
             return torch.sigmoid, False
         return lambda logits: logits.softmax(dim=1), True
 

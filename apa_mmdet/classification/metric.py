@@ -40,7 +40,8 @@ class LongTailAccuracy(BaseMetric):
         prefix: Of the names of the results; ``'accuracy'`` if None.
 
     Raises:
-        RuntimeError: If there are no class counts, with the first batch.
+        RuntimeError: If there are no class counts: before the run with one of this
+            package's hooks or tools, else with the first batch.
         ValueError: If a label has no class count.
     """
 
@@ -69,8 +70,8 @@ class LongTailAccuracy(BaseMetric):
         if not self._is_given:
             self._class_counts = counts
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep label and prediction of each sample of a batch."""
+    def require_class_counts(self) -> None:
+        """Raise a RuntimeError if there are no class counts."""
         if self._class_counts is None:
             raise RuntimeError(
                 "LongTailAccuracy has no class counts of the training data, by which "
@@ -78,6 +79,10 @@ class LongTailAccuracy(BaseMetric):
                 "dict(type='ClassFrequencyHook'); add it, test with tools/test.py "
                 "--read-counts, or set class_counts"
             )
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep label and prediction of each sample of a batch."""
+        self.require_class_counts()
         for sample in data_samples:
             labels = sample["gt_label"], sample["pred_label"]
             self.results.append(tuple(int(torch.as_tensor(v).item()) for v in labels))

@@ -26,5 +26,5 @@ class CIFARAutoAugment(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Augment ``img``, uint8 (H, W, 3)."""
         image = self._augment(Image.fromarray(results["img"]))
-        results["img"] = np.asarray(image)
+        results["img"] = np.array(image)  # writable, unlike np.asarray's
         return results

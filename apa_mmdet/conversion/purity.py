@@ -101,15 +101,13 @@ def _may_call(value: Any, called: set[str], stack: tuple) -> bool:
         given = (*value.args, *value.keywords.values())
         return all(map(is_constant, given)) and _may_call(value.func, called, stack)
     name = str(getattr(value, "__name__", ""))
+    owner, function = getattr(value, "__self__", None), torch.autograd.Function
+    if isinstance(owner, type) and issubclass(owner, function) and name == "apply":
+        is_alone = owner.setup_context is function.setup_context
+        return is_alone and _reads_pure(owner.forward, None, called, stack)
     if isinstance(value, MethodType):
-        owner = value.__self__
-        if isinstance(owner, nn.Module):
-            return _reads_pure(value.__func__, owner, called, stack)
-        function = torch.autograd.Function
-        if isinstance(owner, type) and issubclass(owner, function) and name == "apply":
-            is_alone = owner.setup_context is function.setup_context
-            return is_alone and _reads_pure(owner.forward, None, called, stack)
-        return False
+        is_modules = isinstance(owner, nn.Module)
+        return is_modules and _reads_pure(value.__func__, owner, called, stack)
     if isinstance(value, type):
         return value in _KNOWN_FUNCTIONS or issubclass(value, Exception)
     called.add(name)

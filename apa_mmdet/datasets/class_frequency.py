@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from .labels import check_labels, class_names, leaves
 
 
-def class_frequency(dataset: Dataset) -> Tensor:
+def class_frequency(dataset: Dataset, check: bool = True) -> Tensor:
     """Return the share of annotated images that show each class.
 
     The annotations that the data set has in memory are read once; of its files only
@@ -19,6 +19,7 @@ def class_frequency(dataset: Dataset) -> Tensor:
     Args:
         dataset: An mmdet data set, or any nesting of ConcatDataset, RepeatDataset,
             ClassBalancedDataset and other wrappers around such data sets.
+        check: Whether to check labels; False if that has been done.
 
     Returns:
         float32 tensor (C,): images with the class / images with any annotation.
@@ -27,15 +28,16 @@ def class_frequency(dataset: Dataset) -> Tensor:
         TypeError: As :func:`image_counts`.
         ValueError: As :func:`image_counts`.
     """
-    counts, num_annotated = image_counts(dataset)
+    counts, num_annotated = image_counts(dataset, check)
     return counts.to(torch.float32) / num_annotated
 
 
-def image_counts(dataset: Dataset) -> tuple[Tensor, int]:
+def image_counts(dataset: Dataset, check: bool = True) -> tuple[Tensor, int]:
     """Return how many images show each class, and how many are annotated.
 
     Args:
         dataset: As in :func:`class_frequency`.
+        check: As in :func:`class_frequency`.
 
     Returns:
         int64 tensor (C,), and the number of images with any annotation.
@@ -53,7 +55,8 @@ def image_counts(dataset: Dataset) -> tuple[Tensor, int]:
                 f"an mmdet data set with metainfo['classes'] and get_cat_ids(idx)"
             )
     class_names([leaf.metainfo for leaf in leaves(dataset)])  # all have the same
-    check_labels(dataset)
+    if check:
+        check_labels(dataset)
     counts, num_annotated = torch.zeros(len(names), dtype=torch.int64), 0
     for leaf in leaves(dataset):
         for index in range(len(leaf)):

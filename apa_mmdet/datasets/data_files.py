@@ -104,9 +104,11 @@ def named_dicts(node: object, path: str) -> Iterator[tuple[str, dict]]:
 
 def _check_folder(dataset: dict, split: str) -> None:
     root, ann_file = dataset.get("data_root") or "", dataset.get("ann_file") or ""
-    if _is_remote(root) or _is_remote(ann_file):
+    prefix = dataset.get("data_prefix") or ""
+    prefix = prefix if isinstance(prefix, str) else prefix.get("img_path") or ""
+    if any(map(_is_remote, (root, ann_file, prefix))):
         return
-    path = osp.expanduser(osp.join(root, ann_file))
+    path = osp.expanduser(osp.join(root, ann_file or prefix))
     if path and not osp.exists(path):
         what = "list of the images" if ann_file else "folder of the images"
         raise FileNotFoundError(

@@ -133,7 +133,8 @@ def try_calibrations(cfg: Config, calibrations: Sequence[str]) -> None:
     if rcnn is None:
         raise ValueError(
             f"--calibration {' '.join(calibrations)}: the config's model has no "
-            f"test_cfg.rcnn, expected a two-stage detector such as MaskRCNN"
+            f"test_cfg.rcnn, expected a two-stage detector such as MaskRCNN; of a "
+            f"classifier set one with --cfg-options model.head.calibration=..."
         )
     rcnn.calibration = list(calibrations)
     metrics = cfg.test_evaluator
@@ -170,8 +171,9 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     Args:
         cfg: The config, changed in place.
         checkpoint: Path or URL of the checkpoint.
-        in_test: Whether the hook reads the counts from the training data; for an image
-            classifier also those that its metrics need.
+        in_test: Whether the hook reads the counts from the training data, also where
+            its config does not say ``read_in_test=True``; for an image classifier also
+            those that its metrics need.
 
     Raises:
         ValueError: If the checkpoint has no counts, or ``in_test`` has no effect.
@@ -197,7 +199,7 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     else:
         hook = dict(type="ClassFrequencyHook")
         hooks.append(hook)
-    hook["read_in_test"] = in_test
+    in_test = hook["read_in_test"] = in_test or hook.get("read_in_test", False)
     cfg.custom_hooks = hooks
     if not in_test and "://" not in checkpoint and not _has_counts(checkpoint):
         raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.evaluator import Evaluator
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from .calibration import (
     fill_for_testing,
     training_data,
 )
-from .setup_check_hook import SetupCheckHook, unwrapped_model
+from .setup_check_hook import SetupCheckHook, counting_metrics, unwrapped_model
 
 
 @HOOKS.register_module()
@@ -63,9 +62,9 @@ class ClassFrequencyHook(SetupCheckHook):
         dataset = loop.dataloader.dataset
         self._statistics.fill(runner, dataset)
         heads = _counting_heads(runner)
-        if not _losses(runner) and not heads and not _counting_metrics(runner):
+        if not _losses(runner) and not heads and not counting_metrics(runner):
             return
-        self._counts, num_annotated = image_counts(dataset)
+        self._counts, num_annotated = image_counts(dataset, check=False)
         self._frequency = self._counts.to(torch.float32) / num_annotated
         for loss in _losses(runner):
             loss.set_class_frequency(self._frequency)
@@ -78,7 +77,7 @@ class ClassFrequencyHook(SetupCheckHook):
         )
 
     def before_train(self, runner: Runner) -> None:
-        """Restore what was read if a checkpoint has replaced it."""
+        """Restore what was read if a checkpoint has replaced it, for metrics, too."""
         self._statistics.restore(runner)
         if self._frequency is None:
             return
@@ -100,17 +99,21 @@ class ClassFrequencyHook(SetupCheckHook):
                     f"the latter are used"
                 )
             head.set_class_counts(self._counts)
+        for metric in counting_metrics(runner):
+            metric.set_class_counts(self._counts.numpy())
+        super().before_train(runner)
 
     def before_test(self, runner: Runner) -> None:
         """Check that calibrations and metrics have what they need."""
         if self.read_in_test:
             fill_for_testing(runner)
             heads = _counting_heads(runner)
-            if heads or _counting_metrics(runner):
+            if heads or counting_metrics(runner):
                 self._counts, _ = image_counts(training_data(runner))
             for head in heads:
                 head.set_class_counts(self._counts)
         self._provide(runner)
+        super().before_test(runner)
 
     def before_val(self, runner: Runner) -> None:
         """Check that calibrations and metrics have what they need."""
@@ -124,7 +127,7 @@ class ClassFrequencyHook(SetupCheckHook):
             if counts is None and head.class_counts.any():
                 counts = head.class_counts.cpu()
         if counts is not None:
-            for metric in _counting_metrics(runner):
+            for metric in counting_metrics(runner):
                 metric.set_class_counts(counts.numpy())
 
 
@@ -137,18 +140,3 @@ def _counting_heads(runner: Runner) -> list[nn.Module]:
     """Return the heads that keep the class counts of the training data."""
     modules = unwrapped_model(runner).modules()
     return [module for module in modules if hasattr(module, "set_class_counts")]
-
-
-def _counting_metrics(runner: Runner) -> list:
-    """Return the metrics that need the class counts of the training data."""
-    evaluators = [
-        getattr(loop, "evaluator", None)
-        for loop in (runner._val_loop, runner._test_loop)
-    ]
-    return [
-        metric
-        for evaluator in evaluators
-        if isinstance(evaluator, Evaluator)
-        for metric in evaluator.metrics
-        if hasattr(metric, "set_class_counts")
-    ]

@@ -53,7 +53,14 @@ def exit_on_error() -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (
+        ImportError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if not _is_raised_here(error):
             raise
         print(f"error: {error.args[0]}", file=sys.stderr)
@@ -79,12 +86,13 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
 
     Raises:
         FileNotFoundError: If a file does not exist.
+        ImportError: If the config needs MMPretrain, and that cannot be used.
         ValueError: If an option or a file is unusable.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not osp.isfile(args.config):
         raise FileNotFoundError(f"no such config file: {args.config}")
-    cfg = Config.fromfile(args.config)
+    cfg = _read_config(args.config)
     cfg.launcher = args.launcher
     options = dict(args.cfg_options or {})
     if "data_root" in options:
@@ -97,6 +105,17 @@ def load_config(args: argparse.Namespace, splits: Iterable[str]) -> Config:
         prepare_load_from(cfg)
     check_files(cfg, splits)
     return cfg
+
+
+def _read_config(path: str) -> Config:
+    try:
+        return Config.fromfile(path)
+    except ImportError as error:
+        # MMEngine only says that custom_imports failed, and to set PYTHONPATH.
+        cause = error
+        while not _is_raised_here(cause) and cause.__context__ is not None:
+            cause = cause.__context__
+        raise (cause if _is_raised_here(cause) else error) from None
 
 
 def is_classifier(cfg: Config) -> bool:

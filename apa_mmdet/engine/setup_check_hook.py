@@ -28,9 +28,11 @@ class SetupCheckHook(Hook):
       (:func:`~apa_mmdet.datasets.labels.check_labels`).
     - A metric of masks needs a model that predicts masks. A detector that has no mask
       head usually inherited ``metric=['bbox', 'segm']``.
+    - A metric that groups classes by their training images needs the numbers of these.
 
     Raises:
         ValueError: If they do not.
+        RuntimeError: If class counts are missing.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -46,6 +48,34 @@ class SetupCheckHook(Hook):
                 setting = f"{split}_evaluator"
                 is_list = isinstance(getattr(runner, f"_{setting}"), (list, tuple))
                 _refuse_masks(evaluator, setting, is_list, model)
+
+    def before_train(self, runner: Runner) -> None:
+        """Check what validation will need."""
+        _require_counts(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        """Check what the metrics need."""
+        _require_counts(runner)
+
+
+def counting_metrics(runner: Runner) -> list:
+    """Return the metrics that need the class counts of the training data."""
+    evaluators = [
+        getattr(loop, "evaluator", None)
+        for loop in (runner._val_loop, runner._test_loop)
+    ]
+    return [
+        metric
+        for evaluator in evaluators
+        if isinstance(evaluator, Evaluator)
+        for metric in evaluator.metrics
+        if hasattr(metric, "set_class_counts")
+    ]
+
+
+def _require_counts(runner: Runner) -> None:
+    for metric in counting_metrics(runner):
+        metric.require_class_counts()
 
 
 def _may_predict_masks(model: nn.Module) -> bool:

@@ -10,6 +10,8 @@ from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from .launch import is_classifier
+
 
 def enable_tta(cfg: Config) -> None:
     """Set up test-time augmentation in a config: flips, unless it has its own.
@@ -20,8 +22,14 @@ def enable_tta(cfg: Config) -> None:
     removed from the metrics, since only boxes can be merged.
 
     Raises:
-        ValueError: If an evaluator has no metric but ``'segm'``.
+        ValueError: If an evaluator has no metric but ``'segm'``, or the model is a
+            classifier.
     """
+    if is_classifier(cfg):
+        raise ValueError(
+            "--tta merges the boxes of a detector, and the config is an image "
+            "classifier's; drop --tta"
+        )
     test_cfg = cfg.model.get("test_cfg") or {}
     limit = test_cfg.get("rcnn", test_cfg).get("max_per_img", 100)
     tta_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=limit)

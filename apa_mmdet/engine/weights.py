@@ -67,7 +67,9 @@ def refuse_backbone(checkpoint: Mapping[str, Any], path: str) -> None:
         )
 
 
-def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str) -> None:
+def check_weights(
+    model: nn.Module, checkpoint: Mapping[str, Any], path: str, alternative: str = ""
+) -> None:
     """Check that a model can be evaluated with a checkpoint, and load it.
 
     All its parameters and the statistics of its norms must be in the file. ``lambda``
@@ -79,6 +81,8 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str) ->
         model: The model that the Runner built.
         checkpoint: The content of the file.
         path: The file, for the message.
+        alternative: What else can be done than giving the right config, for the
+            message.
 
     Raises:
         ValueError: If a part of the model would keep its initial values.
@@ -90,9 +94,7 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str) ->
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
             f"checkpoint {path} {problems[0]}{more}, so the model would not be the one "
-            f"that was trained; test with the config that it was trained with, or, if "
-            f"only training uses that part, insist with --cfg-options "
-            f"allow_weight_mismatch=True"
+            f"that was trained; give the config that it was trained with{alternative}"
         )
 
 

@@ -188,11 +188,20 @@ def adapt_published(
     """Convert an authors' checkpoint in place while ``backbone`` loads it.
 
     Other state dicts are not changed. ``prefix`` is that of the backbone's keys. Raises
-    a RuntimeError if the architecture in the file is not the backbone's.
+    a RuntimeError if the architecture in the file is not the backbone's, or if the keys
+    are those of a whole model of MMDetection or MMPretrain, of which none would fit.
     """
     own = _below(prefix, state_dict)
     if _nested_weights(own) or is_published(own):
         _replace(prefix, state_dict, _weights_for(backbone, own))
+    elif not own.keys() & backbone.state_dict().keys() and any(
+        key.startswith("backbone.") for key in own
+    ):
+        raise RuntimeError(
+            "the checkpoint has a whole model, whose backbone has keys such as "
+            "'backbone.conv1.weight'; to load only that, add prefix='backbone.' to "
+            "init_cfg=dict(type='Pretrained', ...)"
+        )
 
 
 def adapt_published_classifier(

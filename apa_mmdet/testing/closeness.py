@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,12 +13,14 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..conversion import ConversionReport, Site, convert_activations
+from ..conversion import ConversionReport, convert_activations
 from ..conversion.kinds import KINDS
 from ..ops.formula import aglu_grads
 from .configs import init_cfgs
+from .differences import flatten, relative_differences
 from .images import inference_batch
 from .models import fill_zero_weights, fitting_statistics, quiet_mmdet
+from .wiring import kind_of
 
 KAPPAS = (10.0, 20.0, 50.0, 100.0, 1000.0)
 _FEATURES = ("backbone", "neck")
@@ -87,29 +89,6 @@ def outputs(model: nn.Module, inputs: Tensor, samples: list) -> dict[str, Tensor
     for hook in hooks:
         hook.remove()
     return tensors
-
-
-def flatten(name: str, result: object) -> Iterator[tuple[str, Tensor]]:
-    """Yield the floating-point tensors of a nested result with dotted names."""
-    if isinstance(result, Tensor):
-        if result.is_floating_point() and result.numel():
-            yield name, result.clone()  # later activations may work in place
-    elif isinstance(result, (list, tuple)):
-        yield from flatten(name, dict(enumerate(result)))
-    elif isinstance(result, Mapping):
-        for key, value in result.items():
-            yield from flatten(f"{name}.{key}", value)
-
-
-def relative_differences(
-    expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Return by name the largest difference over the largest expected element."""
-    ratios = {}
-    for name, value in expected.items():
-        ratio = (actual[name] - value).abs().max() / value.abs().max()
-        ratios[name] = float(ratio) if ratio.isfinite() else float("inf")
-    return ratios
 
 
 @dataclass
@@ -197,11 +176,6 @@ class Reference:
         if relus * 2 > len(report.sites):
             results += [self.compare(kappa)[0] for kappa in kappas]
         return results, report
-
-
-def kind_of(site: Site) -> str:
-    """Return the activation that a site replaced, whether a module or inline."""
-    return site.was.split(",")[0]
 
 
 def _derivative_ratios(x: Tensor, aglu: nn.Module) -> tuple[float, float]:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from ..conversion import ConversionReport
 from ..conversion.dry_run import UnlistedActivations
 from .configs import dicts, read_config, remove_checkpoints
+from .differences import gradient_differences, key_differences, neighbouring
 from .families import GPU_ONLY, IMAGE_SIZES, PACKAGES, SEMANTIC_STRIDES
 from .images import training_batch
 from .models import fill_zero_weights, fitting_statistics, quiet_mmdet
 from .wiring import original_activations
 
 _REGIONS = 32  # proposals for the losses of RoI heads and RPNs
-_LEARNED = ("lambda_param", "kappa_param")
 
 
 @dataclass
@@ -116,25 +116,14 @@ def _batch(name: str, cfg: Config) -> dict:
 
 
 def _compare_parameters(coverage: Coverage, base: nn.Module, model: nn.Module) -> None:
-    before, after = base.state_dict(), model.state_dict()
-    failures = coverage.failures
-    for key, value in before.items():
-        if key not in after:
-            failures.append(f"{key} is missing")
-        elif after[key].shape != value.shape:
-            failures.append(f"{key} has another shape")
-    new = after.keys() - before.keys()
-    failures += [f"{key} is new" for key in new if not key.endswith(_LEARNED)]
-    if list(before) != [key for key in after if key in before]:
-        failures.append("the order of the keys has changed")
-
+    coverage.failures += key_differences(base, model)
     trains = {key: p.requires_grad for key, p in base.named_parameters()}
     for key, parameter in model.named_parameters():
         if key not in trains:
             coverage.added += parameter.requires_grad * parameter.numel()
             coverage.frozen += (not parameter.requires_grad) * parameter.numel()
         elif trains[key] != parameter.requires_grad:
-            failures.append(f"{key} has another requires_grad")
+            coverage.failures.append(f"{key} has another requires_grad")
 
 
 def _train(coverage: Coverage, base: nn.Module, model: nn.Module, batch: dict) -> None:
@@ -186,23 +175,6 @@ def _step(model: nn.Module, batch: dict) -> tuple[float, dict[str, Tensor | None
     return loss.item(), {key: p.grad for key, p in model.named_parameters()}
 
 
-def gradient_differences(
-    before: dict[str, Tensor | None], after: dict[str, Tensor | None]
-) -> list[str]:
-    """Return a sentence for each gradient that is not bit for bit the same."""
-    sentences = []
-    for key, expected in before.items():
-        value = after[key]
-        if (value is None) != (expected is None):
-            sentences.append(f"{key} has a gradient in one of the models only")
-        elif expected is not None and not torch.equal(value, expected):
-            off = (value - expected).abs().max() / expected.abs().max()
-            sentences.append(
-                f"the gradient of {key} differs by {off:.1g} of its largest element"
-            )
-    return sentences
-
-
 def _check_gradients(
     coverage: Coverage, model: nn.Module, before: dict[str, Tensor | None]
 ) -> None:
@@ -210,7 +182,7 @@ def _check_gradients(
     for site in coverage.report.sites:
         path, parameters = site.path, list(model.get_submodule(site.path).parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
-        neighbours = _neighbouring(path, before)
+        neighbours = neighbouring(path, before)
         if not any(parameter.requires_grad for parameter in parameters):
             if gradients:
                 failures.append(f"{path} is frozen and has a gradient")
@@ -224,13 +196,3 @@ def _check_gradients(
         elif not any(map(torch.any, gradients)) and any(map(torch.any, neighbours)):
             # Far from 0, where ReLU and its stand-in are straight, it underflows.
             remarks.append(f"{path} has a gradient of zero")
-
-
-def _neighbouring(path: str, gradients: dict[str, Tensor | None]) -> list[Tensor]:
-    """Return the gradients of the nearest weights around an activation."""
-    while path:
-        path = path.rpartition(".")[0]
-        nearest = [g for key, g in gradients.items() if key.startswith(f"{path}.")]
-        if nearest:
-            return [gradient for gradient in nearest if gradient is not None]
-    return []

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,6 +18,9 @@ def quiet_mmdet() -> Iterator[None]:
     MMEngine's message hub reads as at the start of a run, for models that ask it for
     the current iteration.
     """
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)

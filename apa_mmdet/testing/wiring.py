@@ -33,9 +33,9 @@ def original_activations(
 
 
 def _original(base: nn.Module, site: Site, activation: nn.Module) -> Callable:
-    kind, _, inline = site.was.partition(", ")
-    if not inline:
-        for path in (site.path, site.path.rpartition(".")[0]):
+    kind, owner = kind_of(site), site.path.rpartition(".")[0]
+    if site.was == kind:  # not inline
+        for path in (site.path, owner):
             try:
                 original = copy.copy(base.get_submodule(path))
             except AttributeError:  # each call has a site of its own
@@ -45,4 +45,21 @@ def _original(base: nn.Module, site: Site, activation: nn.Module) -> Callable:
                 return original.forward
     names = (name for name in KINDS[kind].arguments if hasattr(activation, name))
     arguments = {name: getattr(activation, name) for name in names}
+    form = getattr(_nearest(base, owner), "approximate", None)
+    if kind == "GELU" and isinstance(form, str):  # the caller hands it on
+        arguments["approximate"] = form
     return partial(KINDS[kind].functions[0], **arguments)
+
+
+def _nearest(base: nn.Module, path: str) -> nn.Module:
+    """Return the module at a path, or the nearest around it that exists."""
+    while True:
+        try:
+            return base.get_submodule(path)
+        except AttributeError:
+            path = path.rpartition(".")[0]
+
+
+def kind_of(site: Site) -> str:
+    """Return the activation that a site replaced, whether a module or inline."""
+    return site.was.split(",")[0]

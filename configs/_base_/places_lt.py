@@ -11,6 +11,7 @@ model = dict(
         act_cfg=dict(_delete_=True, type="AGLU", init=uniform),
         plugins=[dict(cfg=se, position="after_conv3")],
         frozen_stages=3,
+        # The authors' file; one of configs/imagenet/ needs prefix="backbone.", too.
         init_cfg=dict(
             type="Pretrained",
             checkpoint="pretrained/se_r152_apa_imagenet1k.pth",

@@ -165,4 +165,5 @@ def test_cifar_auto_augment():
     image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     found = [augment(dict(img=image))["img"] for _ in range(20)]
     assert all(each.shape == (32, 32, 3) and each.dtype == np.uint8 for each in found)
+    assert all(each.flags.writeable for each in found)  # as PackInputs expects
     assert len({each.tobytes() for each in found}) > 5

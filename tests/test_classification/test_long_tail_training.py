@@ -208,3 +208,32 @@ def test_two_processes(photos, tmp_path):
         json.loads((tmp_path / f"{n}.top1.json").read_text()) for n in ("one", "two")
     )
     assert one == two and len(one["labels"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        # The hook of tools/train.py in its place.
+        ({"custom_hooks": [dict(type="mmdet.SetupCheckHook")]}, "no class counts of"),
+        (
+            {"custom_hooks": [], "model.head.calibration": "PostCompensation"},
+            "calibration='PostCompensation' .* needs the class counts",
+        ),
+        (
+            {
+                "model.head.calibration": "PostCompensation",
+                "train_dataloader.dataset.indices": 5,
+            },
+            "2 of 3 classes have no .* label 1 .*min_images=1",
+        ),
+    ],
+)
+def test_what_only_validation_would_miss_ends_training_at_once(
+    settings, words, photos, tmp_path
+):
+    cfg = small("clothing_lt/se_r32_relu", photos, tmp_path)
+    cfg.merge_from_dict(settings)
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises((RuntimeError, ValueError), match=words):
+        runner.train()
+    assert runner.iter == 0

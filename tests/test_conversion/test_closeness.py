@@ -9,12 +9,10 @@ from apa_mmdet.conversion.kinds import KINDS
 from apa_mmdet.testing.closeness import (
     Reference,
     build,
-    flatten,
-    kind_of,
     pointwise_differences,
-    relative_differences,
 )
 from apa_mmdet.testing.configs import read_config, remove_checkpoints
+from apa_mmdet.testing.wiring import kind_of
 
 RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
 MASK_RCNN = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
@@ -86,14 +84,6 @@ def test_nothing_pretrained_is_loaded():
     cfg.init_cfg = dict(type="Pretrained", checkpoint="torchvision://resnet50")
     with pytest.raises(ValueError, match="would load a checkpoint"):
         build(cfg, size=64)
-
-
-def test_differences_are_relative_to_the_largest_element():
-    expected = {"a": torch.tensor([1.0, -4.0]), "b": torch.zeros(2) + 2}
-    actual = {"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([2.0, float("nan")])}
-    assert relative_differences(expected, actual) == {"a": 0.25, "b": float("inf")}
-    nested = {"x": [torch.ones(1), (torch.ones(2), None)], "y": torch.ones(1).long()}
-    assert [name for name, _ in flatten("o", nested)] == ["o.x.0", "o.x.1.0"]
 
 
 def test_the_tool_prints_both_tables(run_tool):

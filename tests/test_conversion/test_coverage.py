@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.conversion.dry_run import UnlistedActivations
-from apa_mmdet.testing.coverage import check_family, gradient_differences
+from apa_mmdet.testing.coverage import check_family
 from apa_mmdet.testing.families import CONFIGS, GPU_ONLY, PACKAGES
 from apa_mmdet.testing.wiring import original_activations
 
@@ -83,16 +83,6 @@ def test_a_call_that_is_not_in_the_report_is_noticed():
     with UnlistedActivations(model, report) as unlisted:
         model(x)
     assert unlisted.calls == {"silu in forward() is neither converted nor left"}
-
-
-def test_gradients_that_differ_are_named():
-    one = torch.tensor([1.0, 2.0])
-    before = {"a": one, "b": one, "c": None, "d": None}
-    after = {"a": one.clone(), "b": one + 0.5, "c": None, "d": one}
-    assert gradient_differences(before, after) == [
-        "the gradient of b differs by 0.2 of its largest element",
-        "d has a gradient in one of the models only",
-    ]
 
 
 def test_a_config_that_cannot_be_built_is_a_failure_of_its_own():

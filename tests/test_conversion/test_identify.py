@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import math
 
 import pytest
@@ -112,6 +113,16 @@ def test_recognised(name):
     activation, kind = KNOWN[name]
     found = identify(activation)
     assert (found.kind, dict(found.options), found.start) == (kind, {}, None)
+
+
+def test_apply_of_an_autograd_function_need_not_be_a_python_method():
+    class Function(SwishFunction):
+        pass
+
+    # As it is everywhere since torch 2.14.
+    Function.apply = super(torch.autograd.Function, Function).apply
+    assert inspect.isbuiltin(Function.apply)
+    assert identify(module(lambda self, x: Function.apply(x))).kind == "SiLU"
 
 
 def test_arguments_are_measured():

@@ -315,7 +315,8 @@ def test_the_tool_says_what_it_wrote(tool, tmp_path, coco, capsys):
 def test_the_tool_refuses_in_one_line(tool, tmp_path, coco, capsys):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps(coco["train"])[:-30])
-    for train, message in ((path, "truncated"), (tmp_path / "no.json", "no.json")):
+    missing = tmp_path / "no.json"
+    for train, message in ((path, "truncated"), (missing, f"{missing}: no such file")):
         with pytest.raises(SystemExit) as error:
             tool("--train", train, "--out", tmp_path / "out")
         printed = capsys.readouterr().err

@@ -166,6 +166,10 @@ def test_data_to_classify(tmp_path):
             check(dataset)
         assert words in str(error.value) and "\n" not in str(error.value)
     (tmp_path / "photos").mkdir()
+    for prefix in ("train", dict(img_path="train")):
+        with pytest.raises(FileNotFoundError, match=r"photos/train, the folder"):
+            check(dict(folders, data_prefix=prefix))
+    (tmp_path / "photos/train").mkdir()
     check(folders)
     with pytest.raises(FileNotFoundError, match=r"photos/train\.txt, the list"):
         check(listed)

@@ -239,7 +239,7 @@ def test_configs_that_cannot_be_calibrated():
     with pytest.raises(ValueError, match="type='FRACTAL'"):
         try_calibrations(cfg, ["FRACTAL"])
     del cfg.model.test_cfg["rcnn"]
-    with pytest.raises(ValueError, match="no test_cfg.rcnn, expected a two-stage"):
+    with pytest.raises(ValueError, match="no test_cfg.rcnn.*model.head.calib"):
         try_calibrations(cfg, ["FRACAL"])
 
 
@@ -254,6 +254,9 @@ def test_the_hook_is_added_once():
     cfg.custom_hooks = [dict(type="EMAHook"), dict(type="mmdet.ClassFrequencyHook")]
     provide_class_counts(cfg, "https://host/remote.pth", False)
     assert [hook.get("read_in_test") for hook in cfg.custom_hooks] == [None, False]
+    cfg.custom_hooks[1].read_in_test = True
+    provide_class_counts(cfg, "no.pth", False)  # the file is not asked for counts
+    assert cfg.custom_hooks[1].read_in_test is True
 
 
 def test_a_checkpoint_without_counts(tmp_path):

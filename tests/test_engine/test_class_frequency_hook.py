@@ -120,8 +120,14 @@ class CountingHead(torch.nn.Module):
 class CountingMetric(BaseMetric):
     """What a metric by groups of classes needs."""
 
+    counts = None
+
     def set_class_counts(self, counts):
         self.counts = counts.tolist()
+
+    def require_class_counts(self):
+        if self.counts is None:
+            raise RuntimeError("no counts")
 
     def process(self, data_batch, data_samples):
         self.results.append(0)
@@ -176,6 +182,9 @@ def test_counts_reach_head_and_metric_and_stay_in_the_checkpoint(tmp_path):
 
 def test_counts_of_a_metric_can_be_read_to_test(tmp_path):
     run = counting_runner(tmp_path, with_head=False)
+    with pytest.raises(RuntimeError, match="no counts"):
+        run.test()
+    assert run.test_evaluator.metrics[0].results == []
     (hook,) = (h for h in run.hooks if type(h).__name__ == "ClassFrequencyHook")
     hook.read_in_test = True
     dataset = dict(type="FrequencyToy", shown=SHOWN)

@@ -10,8 +10,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from apa_mmdet.conversion import convert_activations
 from apa_mmdet.engine.launch import exit_on_error
 from apa_mmdet.layers import AGLU
+from apa_mmdet.requirements import is_installed
 
 MINI = "configs/mini_lvis/mask_rcnn_r18_apa.py"
 SMALL = [
@@ -45,12 +47,19 @@ def run(repo, monkeypatch, tmp_path, capfd):
     return run
 
 
-def test_this_packages_errors_end_the_program_with_one_line(capsys):
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: AGLU(num_parameters=0), "num_parameters=0"),
+        (lambda: convert_activations("a"), "model is str"),  # a TypeError
+    ],
+)
+def test_this_packages_errors_end_the_program_with_one_line(call, text, capsys):
     with pytest.raises(SystemExit) as caught, exit_on_error():
-        AGLU(num_parameters=0)
+        call()
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: num_parameters=0") and error.count("\n") == 1
+    assert error.startswith(f"error: {text}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -79,6 +88,13 @@ def test_missing_files_are_named(run, repo, tool, args, text):
     assert code == 2 and text in out
 
 
+@pytest.mark.skipif(is_installed("mmpretrain"), reason="mmpretrain is installed")
+def test_a_missing_mmpretrain_is_named(run, repo):
+    code, out = run("train.py", repo / "configs/clothing_lt/se_r32_relu.py")
+    assert code == 2 and "Traceback" not in out and "PYTHONPATH" not in out
+    assert "error: apa_mmdet.classification cannot be used here: mmpretrain is" in out
+
+
 @pytest.mark.parametrize("root", ["", "None"])
 def test_an_empty_data_root_is_refused(run, repo, root):
     code, out = run("train.py", repo / MINI, options=[f"data_root={root}"])
@@ -105,6 +121,7 @@ def test_another_classifier_is_refused(run, repo, mini_lvis, softmax_checkpoint)
     code, out = run("test.py", repo / MINI, softmax_checkpoint, options=options)
     assert code == 2 and "Load checkpoint" not in out
     assert "bbox_head.fc_cls.weight of shape (41, 256), expected (40, 256)" in out
+    assert "insist with --cfg-options allow_weight_mismatch=True" in out
 
 
 def test_insisting_on_weights_and_tta_with_masks(

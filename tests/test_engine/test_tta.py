@@ -39,6 +39,13 @@ def test_masks_as_the_only_metric_are_refused():
         enable_tta(config(dict(type="CocoMetric", metric="segm")))
 
 
+def test_classifiers_are_refused():
+    cfg = config(dict(type="Accuracy"))
+    cfg.default_scope = "mmpretrain"
+    with pytest.raises(ValueError, match="--tta .* image classifier's; drop --tta"):
+        enable_tta(cfg)
+
+
 def test_flips_and_the_models_own_limit_are_the_default():
     cfg = config(dict(), test_cfg=dict(rcnn=dict(max_per_img=300)))
     enable_tta(cfg)

@@ -446,6 +446,19 @@ def test_other_checkpoints_are_not_changed(tmp_path):
     assert result.unexpected_keys == ["fc.weight"]
 
 
+def test_a_whole_model_needs_a_prefix(tmp_path):
+    """Without it, MMEngine would load nothing and only mention the keys in its log."""
+    model = backbone(base_channels=16)
+    state = {f"backbone.{key}": value for key, value in model.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / "model.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "model.pth"))
+    with pytest.raises(RuntimeError, match="whole model.*add prefix='backbone.'"):
+        backbone(base_channels=16, init_cfg=init_cfg).init_weights()
+    other = backbone(base_channels=16, init_cfg=dict(init_cfg, prefix="backbone."))
+    other.init_weights()
+    assert torch.equal(other.conv1.weight, model.conv1.weight)
+
+
 # Values.
 
 

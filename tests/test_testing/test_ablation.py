@@ -357,7 +357,8 @@ def test_changed_settings_are_noticed(ablate, calls, tmp_path):
 
 
 def test_settings_of_all_and_of_one(ablate, tmp_path):
-    common = ("--cfg-options", "model.depth=18", "model.width=32", "--epochs", 8)
+    o = "--cfg-options"  # given twice, they add up
+    common = (o, "model.depth=18", o, "model.width=32", "--epochs", 8)
     own = (V, "a", "model.width=64", V, "b", "model.depth=50", "hooks=[{'type': 'A'}]")
     assert ablate(*own, *common, "--seeds", 3)[0] == 0
     cfgs = [

@@ -80,7 +80,8 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings")
     add("--epochs", type=positive, help="of each training (default: the config's)")
     common_help = "settings of all variations, also data_root"
-    add("--cfg-options", nargs="+", metavar=setting, default=[], help=common_help)
+    options = dict(nargs="+", action="extend", metavar=setting, default=[])
+    add("--cfg-options", help=common_help, **options)
     add("--jobs", type=positive, default=1, help="runs at a time")
     add("--work-dir", type=Path, default=Path("work_dirs/ablate"))
     add("--out", type=Path, help="of JSON, .md and .png (default: WORK_DIR/table)")

@@ -82,7 +82,7 @@ def analyse(args: argparse.Namespace) -> None:
     dataset = build_dataset(cfg, "train")
     classes, images = class_images(dataset)
     is_trained = args.checkpoint is not None
-    prepare(model, class_frequency(dataset), is_trained, args.seed)
+    prepare(model, class_frequency(dataset, check=False), is_trained, args.seed)
     if args.data != "train":
         dataset = build_dataset(cfg, args.data)
     sampler = ImageSampler(num_replicates=args.replicates, seed=args.seed)

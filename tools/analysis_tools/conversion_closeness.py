@@ -29,10 +29,10 @@ from apa_mmdet.testing.closeness import (
     KAPPAS,
     Closeness,
     Reference,
-    kind_of,
     pointwise_differences,
 )
 from apa_mmdet.testing.configs import read_config, remove_checkpoints
+from apa_mmdet.testing.wiring import kind_of
 
 
 def parse_args() -> argparse.Namespace:

@@ -97,6 +97,8 @@ def iter_members(
 
 
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
         begin = file.read(2)
     if begin in _UTF_16:

@@ -252,9 +252,10 @@ class APALoss(BoxHeadLossMixin, nn.Module):
 def lam_of_frequency(frequency: Tensor) -> Tensor:
     """Return starting values of lam for class frequencies, ``0.7 / sqrt(frequency)``.
 
-    Fits of APA to the logits of a trained sigmoid classifier follow it, whether of a
-    class's own foreground proposals or of background proposals (docs/analysis.md gives
-    both): the rarer a class, the more its logits are skewed to the left. Values stop at
+    Fits of APA to the logits of a sigmoid classifier trained on mini-LVIS follow it,
+    whether of a class's own foreground proposals or of background proposals
+    (docs/analysis.md gives both, and those on photographs, which fall less): the rarer
+    a class, the more its logits are skewed to the left. Values stop at
     5, the largest of those fits, which classes in fewer than 2% of the images would
     exceed.
 
