@@ -1,5 +1,5 @@
 # A quarter as wide as the published SE-ResNet-50, for pre-training on two CPU cores.
-backbone = dict(
+narrow = dict(
     type="APAResNet",
     depth=50,
     base_channels=16,

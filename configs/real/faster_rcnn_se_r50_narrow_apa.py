@@ -5,6 +5,6 @@ checkpoint = "work_dirs/se_r50_narrow_apa/epoch_30.pth"
 init_cfg = dict(type="Pretrained", checkpoint=checkpoint, prefix="backbone.")
 model = dict(
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
-    backbone=dict(_delete_=True, norm_eval=False, init_cfg=init_cfg, **_base_.backbone),
+    backbone=dict(_delete_=True, norm_eval=False, init_cfg=init_cfg, **_base_.narrow),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
