@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.calibration.names import build_calibrations
 from ..models.losses import APALoss
-from ..ops import formula
+from ..models.losses.prior import check_prior, class_shares, set_prior
 
 
 @MODELS.register_module()
@@ -83,7 +83,8 @@ class LongTailClsHead(ClsHead):
             self.fc = MODELS.build(dict(predictor_cfg, **sizes))
         if isinstance(self.loss_module, APALoss):
             self._check_loss(self.loss_module)
-        self._check_prior(prior)
+        if prior is not None:
+            check_prior(prior, self.loss_module, self.fc, "a loss", "predictor_cfg")
         self.prior = prior
         rules = [None] if calibration is None else build_calibrations(calibration)
         if len(rules) > 1:
@@ -106,25 +107,6 @@ class LongTailClsHead(ClsHead):
                 f"classes would have no negatives at all; drop it"
             )
 
-    def _check_prior(self, prior: float | str | None) -> None:
-        if prior is None:
-            return
-        if not isinstance(self.loss_module, APALoss):
-            raise TypeError(
-                f"prior={prior!r} needs a loss of type 'APALoss', got "
-                f"{type(self.loss_module).__name__}; drop prior or change the loss"
-            )
-        is_share = isinstance(prior, (int, float)) and 0 < prior < 1
-        if prior != "frequency" and not is_share:
-            raise ValueError(
-                f"prior={prior!r}, expected a probability in (0, 1) or 'frequency'"
-            )
-        if getattr(self.fc, "bias", None) is None:
-            raise ValueError(
-                f"prior={prior!r} needs a classifier with a bias, and "
-                f"{type(self.fc).__name__} has none; drop prior or predictor_cfg"
-            )
-
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says, then set the bias for the prior.
 
@@ -142,15 +124,8 @@ class LongTailClsHead(ClsHead):
         prior = self.prior
         if prior == "frequency":
             self._require_counts("prior='frequency'")
-            share = self.class_counts.double() / self.class_counts.sum()
-            # A class without images starts below the rarest; one alone has share 1.
-            low = 0.5 * share[share > 0].min().item()
-            prior = share.clamp(min=low, max=1 - 1e-6)
-        prior = torch.as_tensor(prior, dtype=torch.float64)
-        loss = self.loss_module
-        with torch.no_grad():
-            lam = loss.lambda_param.double().clamp(min=0)
-            self.fc.bias.copy_(formula.logit(prior, lam, loss.kappa_param.double()))
+            prior = class_shares(self.class_counts).clamp(max=1 - 1e-6)
+        set_prior(self.fc, self.loss_module, prior)
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Return logits (N, C) for features of which the last are (N, in_channels)."""
@@ -160,7 +135,7 @@ class LongTailClsHead(ClsHead):
         """Return scores (N, C) in float32 for logits (N, C), calibrated if asked for.
 
         Raises:
-            RuntimeError: If they are calibrated and there are no class counts.
+            RuntimeError: If scores are to be calibrated and class counts are missing.
         """
         activation, is_softmax = self._activation()
         if self.calibration is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from mmcv.cnn import build_activation_layer
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ...ops import formula
 from ..losses import APALoss
+from ..losses.prior import check_prior, class_shares, set_prior
 
 # GOL's initial classifier: every Gumbel score starts at 0.0006.
 _WEIGHT, _BIAS = 0.001, -2.0
@@ -60,27 +59,13 @@ class APABBoxHead(Shared2FCBBoxHead):
         )
         is_apa = isinstance(self.loss_cls, APALoss)
         if prior is not None:
-            if not is_apa:
-                raise TypeError(
-                    f"prior={prior} needs loss_cls of type 'APALoss', got "
-                    f"{type(self.loss_cls).__name__}; drop prior or change loss_cls"
-                )
-            if prior != "frequency" and not (
-                isinstance(prior, (int, float)) and 0 < prior < 1
-            ):
-                raise ValueError(
-                    f"prior={prior}, expected a probability in (0, 1) or 'frequency'"
-                )
+            check_prior(
+                prior, self.loss_cls, self.fc_cls, "loss_cls", "cls_predictor_cfg"
+            )
             is_number = isinstance(foreground_share, (int, float))
             if not is_number or not 0 < foreground_share < 1:
                 raise ValueError(
                     f"foreground_share={foreground_share}, expected a share in (0, 1)"
-                )
-            if getattr(self.fc_cls, "bias", None) is None:
-                raise ValueError(
-                    f"prior={prior} needs a classifier with a bias, and "
-                    f"{type(self.fc_cls).__name__} has none; drop prior or "
-                    f"cls_predictor_cfg"
                 )
             if init_cfg is not None:
                 raise ValueError(
@@ -107,14 +92,8 @@ class APABBoxHead(Shared2FCBBoxHead):
         loss, prior = self.loss_cls, self.prior
         if prior == "frequency":
             loss.require_frequency("prior='frequency'")
-            share = loss.class_frequency.double() / loss.class_frequency.sum()
-            # A class without annotations starts below the rarest annotated one.
-            share = share.clamp(min=0.5 * share[share > 0].min().item())
-            prior = self.foreground_share * share
-        prior = torch.as_tensor(prior, dtype=torch.float64)
-        with torch.no_grad():
-            lam = loss.lambda_param.double().clamp(min=0)
-            self.fc_cls.bias.copy_(formula.logit(prior, lam, loss.kappa_param.double()))
+            prior = self.foreground_share * class_shares(loss.class_frequency)
+        set_prior(self.fc_cls, loss, prior)
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return class logits (N, C) and box deltas of RoI features (N, C', H, W)."""
