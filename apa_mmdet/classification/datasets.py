@@ -192,7 +192,7 @@ class SplitFileDataset(BaseDataset):
         **kwargs: As in MMPretrain's ``BaseDataset``.
 
     Raises:
-        FileNotFoundError: If there is no such file, or not its first image.
+        FileNotFoundError: If the file, or the first image it lists, does not exist.
         ValueError: If it is not a split file, or has a label without a class.
     """
 

@@ -40,7 +40,7 @@ class LongTailAccuracy(BaseMetric):
         prefix: Of the names of the results; ``'accuracy'`` if None.
 
     Raises:
-        RuntimeError: If there are no class counts: before the run with one of this
+        RuntimeError: If class counts are missing: before the run with one of this
             package's hooks or tools, else with the first batch.
         ValueError: If a label has no class count.
     """
@@ -71,7 +71,7 @@ class LongTailAccuracy(BaseMetric):
             self._class_counts = counts
 
     def require_class_counts(self) -> None:
-        """Raise a RuntimeError if there are no class counts."""
+        """Raise a RuntimeError if class counts are missing."""
         if self._class_counts is None:
             raise RuntimeError(
                 "LongTailAccuracy has no class counts of the training data, by which "

@@ -23,7 +23,7 @@ class RedrawActivationsHook(Hook):
         modules: The part of the model, such as ``'backbone.layer4'``.
 
     Raises:
-        ValueError: If there is no such part, or no AGLU or APA in it.
+        ValueError: If the model has no such part, or the part has no AGLU or APA.
     """
 
     def __init__(self, modules: str) -> None:

@@ -90,7 +90,7 @@ class SEResNetCIFAR(BaseModule):
         init_cfg: By default He's initialization of all weights.
 
     Raises:
-        ValueError: If ``depth`` is not 6 n + 2, or there is no such stage.
+        ValueError: If ``depth`` is not 6 n + 2, or ``out_indices`` names no stage.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def read_split(path: str | Path, need_labels: bool = True) -> Split:
             every line must have a label, or none.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: In one line, with the file and the line, if it is not a split file.
     """
     path = Path(path)

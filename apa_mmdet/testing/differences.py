@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-LEARNED = ("lambda_param", "kappa_param")
+from ..optim.groups import NAMES
 
 
 def flatten(name: str, result: object) -> Iterator[tuple[str, Tensor]]:
@@ -36,7 +36,7 @@ def relative_differences(
 def key_differences(base: nn.Module, model: nn.Module) -> list[str]:
     """Return a sentence for each key of a state dict that a conversion changed.
 
-    New keys of λ and κ are no change.
+    New keys of λ and κ are expected and not reported.
     """
     before, after = base.state_dict(), model.state_dict()
     sentences = []
@@ -46,7 +46,7 @@ def key_differences(base: nn.Module, model: nn.Module) -> list[str]:
         elif after[key].shape != value.shape:
             sentences.append(f"{key} has another shape")
     new = after.keys() - before.keys()
-    sentences += [f"{key} is new" for key in new if not key.endswith(LEARNED)]
+    sentences += [f"{key} is new" for key in new if not key.endswith(NAMES)]
     if list(before) != [key for key in after if key in before]:
         sentences.append("the order of the keys has changed")
     return sentences

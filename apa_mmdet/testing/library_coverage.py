@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..conversion import ConversionReport, convert_activations
 from ..conversion.dry_run import UnlistedActivations
+from ..optim.groups import NAMES
 from .differences import (
-    LEARNED,
     flatten,
     key_differences,
     neighbouring,
@@ -115,7 +115,7 @@ def _outputs(model: nn.Module, arguments: dict) -> dict[str, Tensor]:
 
 def _check_gradients(coverage: LibraryCoverage, model: nn.Module) -> None:
     gradients = {key: p.grad for key, p in model.named_parameters()}
-    others = {key: g for key, g in gradients.items() if not key.endswith(LEARNED)}
+    others = {key: g for key, g in gradients.items() if not key.endswith(NAMES)}
     for site in coverage.report.sites:
         own = [p.grad for p in model.get_submodule(site.path).parameters()]
         if any(gradient is None for gradient in own):

@@ -280,11 +280,11 @@ def _resample(
 
 
 def image_weights(num_images: int, seed: np.random.SeedSequence | None) -> np.ndarray:
-    """Return how many times each image is drawn, int32 (N,); once if there is no seed.
+    """Return how many times each image is drawn, int32 (N,).
 
     Args:
         num_images: N, also the number of draws.
-        seed: Of this resample.
+        seed: Of this resample; if None, every image is drawn once.
     """
     if seed is None:
         return np.ones(num_images, np.int32)
