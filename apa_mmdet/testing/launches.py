@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .gpu_stand_in import Recorder, connected
@@ -30,12 +34,28 @@ class _Counter(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+class _FusedDropout(TorchFunctionMode):
+    """Computes dropout in one operation, as torch does only on a GPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.dropout:
+            return _dropout(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    return torch.native_dropout(input, p, training)[0] if training else input
+
+
 def count_launches(function: Callable[[], object]) -> int:
     """Return how many kernels a call on CPU tensors would launch on a GPU.
 
     An operation of torch that computes or copies counts as one kernel; it may launch
     more, as convolutions and sorts do. Native operators count what they launch.
     """
-    with _Counter() as counter:
+    with _Counter() as counter, _FusedDropout():
         function()
     return counter.launches

@@ -57,6 +57,11 @@ def test_launches_counted_on_a_cpu():
     # ReLU and sum, and the gradient of each: `sum` hands on a view.
     assert count_launches(lambda: F.relu(x).sum()) == 2
     assert count_launches(lambda: F.relu(x).sum().backward()) == 4
+    # A CPU takes three operations for dropout, a GPU one; backward one on both.
+    assert count_launches(lambda: F.dropout(x)) == 1
+    assert count_launches(lambda: F.dropout(x, training=False)) == 0
+    y = x.detach()
+    assert count_launches(lambda: torch.autograd.grad(F.dropout(x), x, y)) == 2
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
