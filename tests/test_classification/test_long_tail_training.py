@@ -116,11 +116,11 @@ def test_every_config_trains_two_steps_and_validates(name, photos, tmp_path):
                 assert group["weight_decay"] == cfg.optim_wrapper.optimizer.weight_decay
     kinds = {type(module) for module in model.backbone.modules()}
     has_apa = not name.endswith(("sigmoid_gate", "relu", "_aglu")) and (
-        not name.startswith("clothing_lt") or name.endswith("apa_gate")
+        not name.startswith("clothing_lt") or name.endswith(("apa_gate", "narrow_apa"))
     )
     has_apa |= name.endswith("_aglu") and not name.startswith("clothing_lt")
     assert (APA in kinds) == has_apa
-    has_aglu = "aglu" in name or name == "places_lt/se_r152_apa"
+    has_aglu = "aglu" in name or name.endswith(("se_r152_apa", "narrow_apa"))
     assert (AGLU in kinds) == has_aglu
 
 
