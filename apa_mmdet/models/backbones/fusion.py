@@ -14,10 +14,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from ...layers import AGLU
 from ...layers.attention import APASELayer
 from ...ops import norm_aglu
+from ...ops.batch_statistics import through_statistics
 from ...ops.implementation import wanted
 
 
@@ -61,21 +63,21 @@ def norm_add_activation(
 ) -> Tensor:
     """Return ``activation(attention(norm(x)) + downsample(identity))``.
 
-    All of it is one operation, including a norm that ends ``downsample``, unless
-    ``norm`` uses batch statistics and there is an attention.
+    All of it is one operation, including a norm that ends ``downsample``.
     ``can_fuse(norm, activation)`` must hold.
     """
-    if attention is not None and _uses_batch(norm):
-        # The gate depends on the statistics: its gradient goes through them as well.
-        out = attention(norm(x))
-        out += identity if downsample is None else downsample(identity)
-        return activation(out)
     weight, bias, mean, var, eps, of_batch = _statistics(norm, x)
     gate = None
     if attention is not None:
+        if of_batch:  # the gate depends on the statistics as well
+            x, weight, bias = through_statistics(x, weight, bias, mean, var, eps)
+            of_batch = False
         # The spatial mean of norm(x) is the norm of the mean.
-        squeezed = F.batch_norm(x.mean((2, 3)), mean, var, weight, bias, eps=eps)
-        gate = attention.gate_of(squeezed)
+        means = _SpatialMean.apply(x)
+        small = mean, var, weight, bias
+        small = (t if t is None else t.to(means.dtype) for t in small)
+        squeezed = F.batch_norm(means, *small, eps=eps)
+        gate = attention.gate_of(squeezed.to(x.dtype))
     *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
     if downsample is not None and is_plain(downsample) and _can_fuse(downsample[-1]):
         *layers, last = downsample
@@ -142,6 +144,22 @@ def _statistics(norm: nn.Module, x: Tensor) -> tuple:
     with torch.no_grad():
         mean, var = torch.batch_norm_update_stats(x, *running, momentum)
     return norm.weight, norm.bias, mean, var, norm.eps, True
+
+
+class _SpatialMean(Function):
+    """The mean of each map, not rounded to half precision."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.like = x.shape, x.dtype
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return x.mean((2, 3), dtype=dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        shape, dtype = ctx.like
+        grad = (grad / max(shape[2] * shape[3], 1)).to(dtype)
+        return grad[:, :, None, None].expand(shape)  # one value in memory for each map
 
 
 class FusedConvModule(ConvModule):
