@@ -222,6 +222,15 @@ def norm_aglu(
     return activation("aglu", z, *args).to(x.dtype)
 
 
+def through_statistics(grad_x, x, weight, mean, var, eps, grad_weight, grad_bias):
+    """Return the gradient of a norm's input from that for constant statistics."""
+    dtype = compute_dtype(x, weight)
+    factor = weight * (var + eps).rsqrt() * (x.shape[1] / max(x.numel(), 1))
+    small = mean, var, factor * grad_weight, factor * grad_bias
+    small = (tensor.to(dtype) for tensor in small)
+    return (grad_x - F.batch_norm(x.to(dtype), *small, eps=eps)).to(x.dtype)
+
+
 # torch.export says so from torch 2.7 on; before, only tracing is noticed.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 

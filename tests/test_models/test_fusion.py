@@ -9,12 +9,14 @@ from torch import nn
 
 from apa_mmdet.conversion import convert_activations
 from apa_mmdet.layers import AGLU
+from apa_mmdet.layers.attention import APASELayer
 from apa_mmdet.models.backbones.fusion import (
     FusedConvModule,
     can_fuse,
     norm_activation,
     norm_add_activation,
 )
+from apa_mmdet.ops import use_implementation
 from apa_mmdet.testing.memory import saved_bytes
 
 N, C, H, W = 3, 6, 7, 5
@@ -97,6 +99,61 @@ def test_end_of_a_block(training):
         scale = true.double().abs().max().item()
         torch.testing.assert_close(
             ours.double(), true.double(), rtol=1e-5, atol=1e-5 * scale
+        )
+
+
+GATED = ["float64", "float32", "channels_last", "bfloat16", "plain", "no affine"]
+
+
+@pytest.mark.parametrize("variant", GATED)
+@pytest.mark.parametrize("downsampled", [False, True])
+def test_end_of_a_block_with_a_gate(variant, downsampled):
+    """The gate's gradient goes through the statistics as well."""
+    norm, activation = modules(True, affine=variant != "no affine", momentum=None)
+    half = variant == "bfloat16"
+    attention, downsample = APASELayer(C, ratio=2), None
+    if half:  # rounding would decide at a kink
+        activation.max_value, attention.excitation[1] = None, nn.SiLU()
+    attention.excitation[-1].eval()  # no dropout
+    if downsampled:
+        downsample = nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
+
+    def fused(x, norm, activation, attention, downsample):
+        rest = x.flip(0).sin(), downsample, attention
+        with torch.autocast("cpu", enabled=half):
+            return norm_add_activation(x, norm, activation, *rest)
+
+    def apart(x, norm, activation, attention, downsample):
+        other = x.flip(0).sin()
+        other = other if downsample is None else downsample(other)
+        return activation(attention(norm(x)) + other)
+
+    x = 2 * torch.randn(N, C, H, W)
+    x = (x + 40).bfloat16() if half else x + 1
+    all_modules = nn.ModuleList([norm, activation, attention, downsample or nn.ReLU()])
+    twins = copy.deepcopy(all_modules).double()
+    if variant == "float64":
+        all_modules, x = all_modules.double(), x.double()
+    if variant == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    results = []
+    for (norm, activation, *rest), function, given in (
+        (all_modules, fused, x),
+        (twins, apart, x.double()),
+    ):
+        if not downsampled:
+            rest[-1] = None
+        with use_implementation("plain" if variant == "plain" else "auto"):
+            found, statistics = steps(function, norm, activation, given, rest)
+        for module in filter(None, rest):
+            found += [p.grad for p in module.parameters()]
+            statistics += module.buffers()
+        results.append(found + statistics)
+    tolerance = dict(float64=1e-9, bfloat16=3e-2).get(variant, 1e-5)
+    for ours, true in zip(*results, strict=True):
+        scale = tolerance * true.double().abs().max().item()
+        torch.testing.assert_close(
+            ours.double(), true.double(), rtol=tolerance, atol=scale
         )
 
 

@@ -26,6 +26,7 @@ from apa_mmdet.ops import (  # noqa: E402
     norm_aglu,
     use_implementation,
 )
+from apa_mmdet.ops.batch_statistics import through_statistics  # noqa: E402
 from apa_mmdet.testing import gpu_stand_in  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -263,6 +264,27 @@ def test_gradients_through_batch_statistics(layout, gate, affine, dtype):
     tensors = {n: t for n, t in tensors.items() if not n.endswith(("mean", "var"))}
     # A gradient of 16 bits is rounded before and after what is taken off it.
     compare(of_batch, tensors, dtype, roundings=1 if dtype == torch.float32 else 2)
+
+
+def gated_of_batch(x, weight, bias, **tensors):
+    """A gate that depends on the same statistics."""
+    var, mean = torch.var_mean(x.detach().float(), (0, 2, 3), correction=0)
+    small = mean.to(weight.dtype), var.to(weight.dtype), 1e-5
+    x, weight, bias = through_statistics(x, weight, bias, *small)
+    gate = (x.amax((2, 3)) * weight + bias).sigmoid()
+    return norm_aglu(x, weight, bias, *small, **tensors, gate=gate)
+
+
+@case
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last", "slice"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_through_the_statistics_of_a_gate(layout, dtype):
+    tensors = with_norm(layout)
+    del tensors["mean"], tensors["var"]
+    # What is added up in 16 bits is rounded each time.
+    compare(
+        gated_of_batch, tensors, dtype, roundings=1 if dtype == torch.float32 else 4
+    )
 
 
 @case

@@ -18,6 +18,7 @@ from apa_mmdet.ops import (  # noqa: E402
     gpu_variants,
     norm_aglu,
 )
+from apa_mmdet.ops.batch_statistics import through_statistics  # noqa: E402
 from apa_mmdet.testing.gpu_stand_in import Recorder, connected  # noqa: E402
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -91,6 +92,14 @@ def test_one_launch_more_through_batch_statistics(recorder):
     x = images(2, 16, 8, 8)
     step_of_norm(x, ones(1), ones(1), residual=x, batch_statistics=True)
     assert kernels(recorder)[2:] == ["reduce_kernel", "statistics_kernel"]
+
+
+def test_one_launch_through_statistics_that_more_depends_on(recorder):
+    x, small = images(2, 16, 8, 8), (torch.zeros(16), torch.ones(16), 1e-5)
+    through = through_statistics(x, ones(16), ones(16), *small)
+    assert not recorder.launches
+    torch.autograd.grad(through, x, [t.detach() for t in through])
+    assert kernels(recorder) == ["statistics_kernel"]
 
 
 def test_nothing_is_launched_for_nothing(recorder):

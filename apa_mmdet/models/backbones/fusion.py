@@ -14,19 +14,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from ...layers import AGLU
 from ...layers.attention import APASELayer
 from ...ops import norm_aglu
+from ...ops.batch_statistics import shared_statistics, through_statistics
 from ...ops.implementation import wanted
 
 
 def can_fuse(norm: nn.Module, activation: nn.Module) -> bool:
     """Return whether a norm and the activation after it can be one operation.
 
-    They can if the norm is a batch norm whose statistics no other process shares, the
-    activation an AGLU, neither has a hook, and the plain implementation was not asked
-    for. A trace keeps them apart: operations are counted and exported one by one.
+    They can if the norm is a batch norm, synchronized or not, the activation an AGLU,
+    neither has a hook, and the plain implementation was not asked for. A trace keeps
+    them apart: operations are counted and exported one by one.
     """
     return (
         wanted() != "plain"
@@ -42,9 +44,9 @@ def norm_activation(x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor
     """Return ``activation(norm(x))``, as one operation where :func:`can_fuse`."""
     if not can_fuse(norm, activation):
         return activation(norm(x))
-    *statistics, of_batch = _statistics(norm, x)
+    *normed, of_batch = _with_statistics(x, norm)
     return norm_aglu(
-        *(x, *statistics, activation.lambda_param, activation.kappa_param),
+        *(*normed, activation.lambda_param, activation.kappa_param),
         negative_slope=activation.negative_slope,
         max_value=activation.max_value,
         batch_statistics=of_batch,
@@ -61,31 +63,30 @@ def norm_add_activation(
 ) -> Tensor:
     """Return ``activation(attention(norm(x)) + downsample(identity))``.
 
-    All of it is one operation, including a norm that ends ``downsample``, unless
-    ``norm`` uses batch statistics and there is an attention.
+    All of it is one operation, including a norm that ends ``downsample``.
     ``can_fuse(norm, activation)`` must hold.
     """
-    if attention is not None and _uses_batch(norm):
-        # The gate depends on the statistics: its gradient goes through them as well.
-        out = attention(norm(x))
-        out += identity if downsample is None else downsample(identity)
-        return activation(out)
-    weight, bias, mean, var, eps, of_batch = _statistics(norm, x)
+    shared = attention is not None  # the gate depends on the statistics as well
+    *normed, of_batch = _with_statistics(x, norm, shared)
     gate = None
     if attention is not None:
+        x, weight, bias, mean, var, eps = normed
         # The spatial mean of norm(x) is the norm of the mean.
-        squeezed = F.batch_norm(x.mean((2, 3)), mean, var, weight, bias, eps=eps)
-        gate = attention.gate_of(squeezed)
+        means = _SpatialMean.apply(x)
+        small = mean, var, weight, bias
+        small = (t if t is None else t.to(means.dtype) for t in small)
+        squeezed = F.batch_norm(means, *small, eps=eps)
+        gate = attention.gate_of(squeezed.to(x.dtype))
     *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
     if downsample is not None and is_plain(downsample) and _can_fuse(downsample[-1]):
         *layers, last = downsample
         for layer in layers:
             identity = layer(identity)
-        *identity_norm, identity_of_batch = _statistics(last, identity)
+        identity, *identity_norm, identity_of_batch = _with_statistics(identity, last)
     elif downsample is not None:
         identity = downsample(identity)
     return norm_aglu(
-        *(x, weight, bias, mean, var, eps),
+        *normed,
         *(activation.lambda_param, activation.kappa_param, gate, identity),
         *(*identity_norm, activation.negative_slope, activation.max_value),
         *(of_batch, identity_of_batch),
@@ -108,10 +109,7 @@ def _can_fuse(norm: nn.Module) -> bool:
         return False
     if not _uses_batch(norm):
         return True
-    if torch.compiler.is_compiling():  # the compiler fuses them itself
-        return False
-    is_synced = type(norm) is nn.SyncBatchNorm
-    return not (is_synced and dist.is_available() and dist.is_initialized())
+    return not torch.compiler.is_compiling()  # the compiler fuses them itself
 
 
 def _uses_batch(norm: nn.Module) -> bool:
@@ -119,15 +117,29 @@ def _uses_batch(norm: nn.Module) -> bool:
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
-def _statistics(norm: nn.Module, x: Tensor) -> tuple:
-    """Return a batch norm's weight, bias, mean, var, eps, and if the batch's are used.
+def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
+    """Return the processes that share a norm's batch statistics, None if it is one."""
+    if type(norm) is not nn.SyncBatchNorm or not norm.training:
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
 
-    Updates the running statistics as the module does.
+
+def _with_statistics(x: Tensor, norm: nn.Module, shared: bool = False) -> tuple:
+    """Return a batch norm's x, weight, bias, mean, var and eps, and a flag.
+
+    The flag is norm_aglu's ``batch_statistics``. It is off where gradients go through
+    the statistics by themselves: those of several processes, and with ``shared`` all,
+    for something else to depend on them. Updates the running statistics as the module
+    does.
     """
     if not _uses_batch(norm):
         statistics = norm.running_mean, norm.running_var
-        return norm.weight, norm.bias, *statistics, norm.eps, False
-    if x.numel() == x.shape[1]:
+        return x, norm.weight, norm.bias, *statistics, norm.eps, False
+    group, count = _process_group(norm), None
+    if group is None and x.numel() == x.shape[1]:
         raise ValueError(
             f"a batch norm in training needs more than one value per channel, got an "
             f"input of shape {tuple(x.shape)}"
@@ -140,8 +152,34 @@ def _statistics(norm: nn.Module, x: Tensor) -> tuple:
             if norm.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(norm.num_batches_tracked)
     with torch.no_grad():
-        mean, var = torch.batch_norm_update_stats(x, *running, momentum)
-    return norm.weight, norm.bias, mean, var, norm.eps, True
+        if group is None:
+            mean, var = torch.batch_norm_update_stats(x, *running, momentum)
+        else:
+            mean, var, count = shared_statistics(x, group)
+            if running[0] is not None:
+                unbiased = var * (count / (count - 1))
+                for average, now in zip(running, (mean, unbiased)):
+                    average.lerp_(now.to(average.dtype), momentum)
+    args = x, norm.weight, norm.bias, mean, var, norm.eps
+    if group is None and not shared:
+        return *args, True
+    return *through_statistics(*args, group, count), mean, var, norm.eps, False
+
+
+class _SpatialMean(Function):
+    """The mean of each map, not rounded to half precision."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.like = x.shape, x.dtype
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return x.mean((2, 3), dtype=dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        shape, dtype = ctx.like
+        grad = (grad / max(shape[2] * shape[3], 1)).to(dtype)
+        return grad[:, :, None, None].expand(shape)  # one value in memory for each map
 
 
 class FusedConvModule(ConvModule):

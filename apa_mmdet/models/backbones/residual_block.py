@@ -8,7 +8,7 @@ stages of these blocks; a conversion turns mmdet's blocks into them
 With running or batch statistics alike, a batch norm and the AGLU after it are one
 fused operation, and so is the end of a block: norm, channel attention, addition and
 activation (:mod:`.fusion`). Exceptions: what ``can_fuse`` excludes, and the end of a
-block with channel attention while its norm trains.
+block with another plugin than APASELayer.
 """
 
 from __future__ import annotations

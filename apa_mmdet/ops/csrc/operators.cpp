@@ -1,5 +1,6 @@
-// The operators apa_mmdet::apa, ::aglu, ::norm_aglu and ::activation_backward: their
-// schemas, autograd and dispatch. What they compute is in the files for each device.
+// The operators apa_mmdet::apa, ::aglu, ::norm_aglu, ::activation_backward and
+// ::through_statistics_: their schemas, autograd and dispatch. What they compute is in
+// the files for each device.
 
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones_like.h>
@@ -154,6 +155,17 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
   return {g.x,           g.lam,         g.kappa,    given(3, g.weight),
           given(4, g.bias), g.gate,     g.residual, given(7, g.r_weight),
           given(8, g.r_bias)};
+}
+
+// The operator for what depends on the statistics in more ways than the activation.
+template <auto through_statistics>
+void complete(const Tensor& grad_x, const Tensor& x, const Tensor& weight,
+              const Tensor& mean, const Tensor& var, double eps,
+              const Tensor& grad_weight, const Tensor& grad_bias) {
+  if (x.sym_numel() == 0) return;
+  const Norm norm{weight, Tensor(), mean, var, eps, true};
+  const Tensor result = through_statistics(grad_x, x, norm, grad_weight, grad_bias);
+  if (!result.is_same(grad_x)) grad_x.copy_(result);
 }
 
 using BackwardSchema = decltype(backward<activation_backward_cpu, through_statistics_cpu>);
@@ -341,6 +353,7 @@ void implement(torch::Library& m) {
   m.impl("aglu", Forward<forward, pack_aglu>::call);
   m.impl("norm_aglu", Forward<forward, pack_norm_aglu>::call);
   m.impl("activation_backward", backward<backward_of_activation, through_statistics>);
+  m.impl("through_statistics_", complete<through_statistics>);
 }
 
 }  // namespace
@@ -371,6 +384,10 @@ TORCH_LIBRARY(apa_mmdet, m) {
       "Tensor? residual_var, float residual_eps, bool batch_statistics, "
       "bool residual_batch_statistics, bool[9] needs) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "through_statistics_(Tensor(a!) grad_x, Tensor x, Tensor weight, Tensor mean, "
+      "Tensor var, float eps, Tensor grad_weight, Tensor grad_bias) -> ()",
       tags);
 }
 

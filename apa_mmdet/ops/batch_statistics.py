@@ -1,0 +1,118 @@
+"""Batch statistics on which more than one activation, or one process, depends.
+
+:func:`apa_mmdet.ops.norm_aglu` with ``batch_statistics=True`` takes the gradient
+through a norm's statistics along, which is all of it if nothing else depends on them.
+:func:`through_statistics` takes it as a step of its own, once the gradients of
+everything that depends on them have been added up, in other processes as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from . import plain
+from .implementation import is_native
+
+if TYPE_CHECKING:  # torch can be built without it
+    from torch.distributed import ProcessGroup
+
+
+def shared_statistics(x: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the statistics of a norm's inputs in several processes, taken together.
+
+    Args:
+        x: Shape (N, C, H, W); only C must be the same in all processes, and some of
+            the inputs, but not all, may be empty.
+        group: The processes, all of which must call this.
+
+    Returns:
+        Mean and biased variance, of shape (C,), float64 if ``x`` is and float32
+        otherwise; and the number of elements of a channel, of shape (1,), float64.
+    """
+    channels = x.shape[1]
+    count = x.numel() // channels
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    # As running statistics, which do not change, these set the dtype of the batch's.
+    zeros = x.new_zeros((2, channels), dtype=dtype)
+    statistics = torch.batch_norm_update_stats(x, *zeros, 0.0) if count else zeros
+    # In float64, squares that nearly cancel leave the variance its accuracy.
+    sums = torch.cat((*statistics, x.new_ones(1, dtype=torch.float64)))
+    mean, squares, _ = sums.split((channels, channels, 1))
+    squares.addcmul_(mean, mean)
+    dist.all_reduce(sums.mul_(count), group=group)
+    total = sums[-1:]
+    averages = sums[:-1] / total
+    mean, var = averages.chunk(2)
+    var.addcmul_(mean, mean, value=-1)
+    return *averages.to(dtype).chunk(2), total
+
+
+class _ThroughStatistics(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, eps, group, count):
+        weight = torch.ones_like(mean) if weight is None else weight
+        bias = torch.zeros_like(mean) if bias is None else bias
+        share = None if group is None else x.numel() // x.shape[1] / count
+        ctx.save_for_backward(x, weight, mean, var, share)
+        ctx.eps, ctx.group = eps, group
+        ctx.is_native = is_native(x, mean, var)
+        return x, weight, bias
+
+    @staticmethod
+    def backward(ctx, grad_x, grad_weight, grad_bias):
+        *saved, share = ctx.saved_tensors  # once: checkpointing recomputes them
+        x, weight, mean, var = saved
+        with torch.no_grad():
+            if ctx.needs_input_grad[0]:
+                sums = grad_weight, grad_bias
+                if ctx.group is not None:
+                    sums = torch.cat(sums).to(mean.dtype)
+                    dist.all_reduce(sums, group=ctx.group)
+                    # The rest divides them by the number of this process's elements.
+                    sums = sums.mul_(share).chunk(2)
+                args = grad_x, x, weight, mean, var, ctx.eps, *sums
+                if ctx.is_native:
+                    # In place: nobody else has a gradient that was added up for this.
+                    torch.ops.apa_mmdet.through_statistics_.default(*args)
+                else:
+                    grad_x = plain.through_statistics(*args)
+        grads = grad_x, grad_weight, grad_bias
+        needed = zip(grads, ctx.needs_input_grad)
+        grads = tuple(grad if needs else None for grad, needs in needed)
+        return *plain.first_order_only(saved, grads), *(None,) * 5
+
+
+def through_statistics(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    group: ProcessGroup | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``x``, ``weight`` and ``bias``; gradients also go through the statistics.
+
+    Apply the norm ``(x - mean) / sqrt(var + eps) * weight + bias`` to what is returned,
+    or to means of it, as often as needed, with ``mean`` and ``var`` as constants: the
+    gradients are then those of a norm in training. Each process has the gradients of
+    ``weight`` and ``bias`` from its own results, as in torch's SyncBatchNorm.
+
+    Args:
+        x: Shape (N, C, H, W), floating, of any strides.
+        weight: Shape (C,), or None for 1.
+        bias: Shape (C,), or None for 0.
+        mean: Shape (C,), the mean of ``x`` over all but the channels.
+        var: Shape (C,), its biased variance.
+        eps: What is added to ``var``.
+        group: The processes over whose inputs the statistics were taken, all of which
+            must run backward; None for this one only.
+        count: With ``group``, the third result of :func:`shared_statistics`.
+    """
+    return _ThroughStatistics.apply(x, weight, bias, mean, var, eps, group, count)
