@@ -18,10 +18,11 @@ REPO = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def restore_global_state():
-    """A Runner sets the default scope and the seeds of the whole process."""
+    """A Runner sets the default scope and the seeds of the process, our tools more."""
     scopes = dict(DefaultScope._instance_dict)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
+    torch.set_flush_denormal(False)
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(scopes)
     random.setstate(states[0])

@@ -133,3 +133,5 @@ def test_insisting_on_weights_and_tta_with_masks(
     assert code == 0 and "size mismatch for roi_head.bbox_head.fc_cls.weight" in out
     assert "'segm' is left out" in out and "masks are left out" in out
     assert "lvis/bbox_AP" in out and "segm_AP" not in out
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":  # so on x86
+        assert (torch.tensor([1e-39]) * 1).item() == 0
