@@ -36,7 +36,7 @@ def shared_statistics(x: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, T
     """
     channels = x.shape[1]
     count = x.numel() // channels
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = plain.compute_dtype(x)
     # As running statistics, which do not change, these set the dtype of the batch's.
     zeros = x.new_zeros((2, channels), dtype=dtype)
     statistics = torch.batch_norm_update_stats(x, *zeros, 0.0) if count else zeros

@@ -21,6 +21,7 @@ from ...layers.attention import APASELayer
 from ...ops import norm_aglu
 from ...ops.batch_statistics import shared_statistics, through_statistics
 from ...ops.implementation import wanted
+from ...ops.plain import compute_dtype
 
 
 def can_fuse(norm: nn.Module, activation: nn.Module) -> bool:
@@ -172,8 +173,7 @@ class _SpatialMean(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.like = x.shape, x.dtype
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.mean((2, 3), dtype=dtype)
+        return x.mean((2, 3), dtype=compute_dtype(x))
 
     @staticmethod
     def backward(ctx, grad):
