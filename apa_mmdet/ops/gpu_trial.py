@@ -9,6 +9,7 @@ line: ``cpp``, ``python`` (launch from Python instead) or the reason why neither
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import subprocess
@@ -60,9 +61,19 @@ def _combination(library: Path) -> str:
         library.name,
         triton.__version__,
         torch.cuda.get_device_name(),
-        torch._C._cuda_getDriverVersion(),
+        _driver_version(),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _driver_version() -> int | None:
+    """Return the version of CUDA that the driver supports; None on ROCm."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return version.value
 
 
 def _read_or_try(library: Path, stamp: Path) -> str:

@@ -21,9 +21,6 @@ def outcome(tmp_path, monkeypatch):
     """Connect with a trial that runs a script; return the result and the ways tried."""
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(
-        torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False
-    )
 
     def connect(script):
         connected, ways = [], []
