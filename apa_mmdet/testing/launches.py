@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .gpu_stand_in import Recorder, connected
 
 _NO_LAUNCH = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-_NO_LAUNCH |= {"resize_", "set_", "_has_same_storage_numel"}
+_NO_LAUNCH |= {"resize_", "set_", "_has_same_storage_numel", "promote_types"}
 
 
 class _Counter(TorchDispatchMode):

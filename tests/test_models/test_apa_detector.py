@@ -369,7 +369,7 @@ def test_sync_bn_there_and_back(training):
     for other in (synced, reverted):
         assert list(other.state_dict()) == list(model.state_dict())
         assert len(activations(other)) == 20
-        # Only the fixed BatchNorms are fused, which rounds differently.
+        # Fused or not, norms round differently.
         close(features(other.train(training)), expected, rtol=1e-4, atol=1e-4)
 
 

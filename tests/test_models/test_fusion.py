@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from apa_mmdet.conversion import convert_activations
@@ -176,16 +177,19 @@ def test_one_value_per_channel_is_refused():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-def test_a_converted_conv_module(training, padding_mode):
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "reverted SyncBN"])
+def test_a_converted_conv_module(training, padding_mode, norm):
     def build():
         torch.manual_seed(0)
-        options = dict(norm_cfg=dict(type="BN"), act_cfg=dict(type="ReLU6"))
-        options["padding_mode"] = padding_mode
+        norm_cfg, act_cfg = dict(type=norm.split()[-1]), dict(type="ReLU6")
+        options = dict(norm_cfg=norm_cfg, act_cfg=act_cfg, padding_mode=padding_mode)
         return nn.Sequential(ConvModule(3, C, 3, padding=1, **options)).train(training)
 
     model, twin = build(), build()
     convert_activations(model, init=dict(lam=0.7, kappa=1.3))
     assert type(model[0]) is FusedConvModule
+    if norm == "reverted SyncBN":
+        model = revert_sync_batchnorm(model)
     x = torch.randn(N, 3, H, W)
     inputs = [*model.state_dict(keep_vars=True).values(), x]
     activation = model[0].activate

@@ -77,7 +77,8 @@ def norm_add_activation(
         small = mean, var, weight, bias
         small = (t if t is None else t.to(means.dtype) for t in small)
         squeezed = F.batch_norm(means, *small, eps=eps)
-        gate = attention.gate_of(squeezed.to(x.dtype))
+        # Under autocast it stays in float32, in which the attention begins.
+        gate = attention.gate_of(squeezed.to(attention.excitation[0].weight.dtype))
     *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
     if downsample is not None and is_plain(downsample) and _can_fuse(downsample[-1]):
         *layers, last = downsample
@@ -105,8 +106,12 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
+# Subclasses that change something else, as MMEngine's SyncBatchNorm, share these.
+_FORWARDS = nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward
+
+
 def _can_fuse(norm: nn.Module) -> bool:
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not is_plain(norm):
+    if type(norm).forward not in _FORWARDS or not is_plain(norm):
         return False
     if not _uses_batch(norm):
         return True
@@ -120,7 +125,7 @@ def _uses_batch(norm: nn.Module) -> bool:
 
 def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
     """Return the processes that share a norm's batch statistics, None if it is one."""
-    if type(norm) is not nn.SyncBatchNorm or not norm.training:
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
         return None
     if not (dist.is_available() and dist.is_initialized()):
         return None
