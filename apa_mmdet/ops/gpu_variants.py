@@ -283,7 +283,7 @@ def connect(
 
     _callbacks.append((compile_, launch, library))  # kept alive: C++ holds pointers
     library.apa_mmdet_connect(
-        compile_, launch, ctypes.c_bool(stand_in), ctypes.c_int64(programs or 8192)
+        compile_, launch, ctypes.c_bool(stand_in), ctypes.c_int64(programs or 16384)
     )
 
 

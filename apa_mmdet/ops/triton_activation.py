@@ -5,9 +5,9 @@
 shape and arguments that are present. An absent argument is the constant None.
 
 A tensor is viewed as (batch, channels, inner), or as (batch, inner, channels) if
-``PIXELS``. A program processes up to ``steps`` consecutive tiles of BLOCK_C channels by
-BLOCK_I elements. The backward kernel writes partial sums for the parameters' gradients,
-one row per program, and :func:`reduce_kernel` adds them up in a fixed order.
+``PIXELS``. A tile has BLOCK_C channels by BLOCK_I elements. A program processes one,
+in the backward kernel up to ``steps`` consecutive ones, for whose parameters' gradients
+it writes a row of sums; :func:`reduce_kernel` adds these up in a fixed order.
 
 Notation of :mod:`apa_mmdet.ops.formula`. With ``t = ln(lam) - kappa * z`` and
 ``E = exp(-|t|)``:
@@ -190,7 +190,7 @@ def _slopes(z, lb_lam, inv_lam, lb_kappa, HALF: tl.constexpr):
 
 @triton.jit
 def _place(
-    channels, inner, steps, rows,
+    channels, inner, rows,
     FLAT: tl.constexpr, PIXELS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -200,26 +200,21 @@ def _place(
     share their parameters, and channels are ignored.
 
     Returns:
-        Image, channels, row of its sums, first tile, number of tiles, offset of the
+        Image, channels, row of its sums, its number among the ``rows``, offset of the
         first element of the image and channels, and the offsets within a tile: along
         inner, and of each element.
     """
     program = tl.program_id(0)
-    tiles = tl.cdiv(inner, BLOCK_I)
     c = tl.arange(0, BLOCK_C)
     i = tl.arange(0, BLOCK_I)
     if FLAT:
-        first = program * steps
-        count = tl.minimum(tiles - first, steps).to(tl.int32)
-        return 0, c, program, first, count, 0, i, c[:, None] + i[None, :]
+        return 0, c, program, program, 0, i, c[:, None] + i[None, :]
     else:
         num_c = tl.cdiv(channels, BLOCK_C)
         rest = program // rows
         b = rest // num_c
         first_c = (rest - b * num_c) * BLOCK_C
         at_row = program - rest * rows
-        first = at_row * steps
-        count = tl.minimum(tiles - first, steps).to(tl.int32)
         start = (b.to(tl.int64) * channels) * inner
         if PIXELS:
             start += first_c
@@ -227,7 +222,7 @@ def _place(
         else:
             start += first_c.to(tl.int64) * inner
             within = c[:, None] * inner + i[None, :]
-        return b, first_c + c, b * rows + at_row, first, count, start, i, within
+        return b, first_c + c, b * rows + at_row, at_row, start, i, within
 
 
 @triton.jit
@@ -247,7 +242,7 @@ def _tile(first, start, c, i, channels, inner, PIXELS: tl.constexpr,
 def forward_kernel(
     x, residual, out, lam, kappa, weight, bias, mean, var, gate,
     r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound,
-    channels, inner, steps, rows,
+    channels, inner, rows,
     IS_APA: tl.constexpr, HALF: tl.constexpr, FLAT: tl.constexpr, PIXELS: tl.constexpr,
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
@@ -256,8 +251,8 @@ def forward_kernel(
 
     ``z`` is ``x``, or ``gate * norm(x) + residual``, the residual normalized or not.
     """
-    b, c, _, first, count, start, i, within = _place(
-        channels, inner, steps, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
+    b, c, _, tile, start, i, within = _place(
+        channels, inner, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
     )
     lb_lam, inv_lam, lb_kappa = _coefficients(
         lam, kappa, c, channels, LAM_EACH, KAPPA_EACH, BLOCK_C
@@ -266,26 +261,23 @@ def forward_kernel(
         weight, bias, mean, var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps,
         b, c, channels, BLOCK_C,
     )  # fmt: skip
-    for step in range(count):
-        at, inside = _tile(
-            first + step, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I
-        )
-        z = tl.load((x + at) + within, mask=inside, other=0.0).to(tl.float32)
-        if mean is not None:
-            z = (z - center) * scale + shift
-        if residual is not None:
-            r = tl.load((residual + at) + within, mask=inside, other=0.0).to(tl.float32)
-            if r_mean is not None:
-                r = (r - r_center) * r_scale
-            z += r
-        y = _apa(z, lb_lam, inv_lam, lb_kappa, HALF)
-        if not IS_APA:
-            y *= z
-        if slope is not None:
-            y += slope * (z - y)
-        if bound is not None:
-            y = tl.where(y > bound, bound, y)
-        tl.store((out + at) + within, y.to(out.dtype.element_ty), mask=inside)
+    at, inside = _tile(tile, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I)
+    z = tl.load((x + at) + within, mask=inside, other=0.0).to(tl.float32)
+    if mean is not None:
+        z = (z - center) * scale + shift
+    if residual is not None:
+        r = tl.load((residual + at) + within, mask=inside, other=0.0).to(tl.float32)
+        if r_mean is not None:
+            r = (r - r_center) * r_scale
+        z += r
+    y = _apa(z, lb_lam, inv_lam, lb_kappa, HALF)
+    if not IS_APA:
+        y *= z
+    if slope is not None:
+        y += slope * (z - y)
+    if bound is not None:
+        y = tl.where(y > bound, bound, y)
+    tl.store((out + at) + within, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -293,7 +285,7 @@ def backward_kernel(
     x, residual, grad, grad_x, grad_residual, sums,
     lam, kappa, weight, bias, mean, var, gate,
     r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound,
-    channels, inner, steps, rows, sums_stride,
+    channels, inner, rows, steps, sums_stride,
     IS_APA: tl.constexpr, HALF: tl.constexpr, FLAT: tl.constexpr, PIXELS: tl.constexpr,
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     SUM_PARAMS: tl.constexpr, SUM_NORM: tl.constexpr, SUM_RESIDUAL: tl.constexpr,
@@ -304,11 +296,14 @@ def backward_kernel(
     A row of ``sums`` holds five sums per channel, ``sums_stride`` apart: the gradients
     of lam and kappa; the gradient of ``z``, alone, times the normalized ``x`` before
     weight and bias, and times the normalized residual. SUM_PARAMS requests the first
-    two, SUM_NORM the next two, SUM_RESIDUAL the third and the last.
+    two, SUM_NORM the next two, SUM_RESIDUAL the third and the last. Of a lam or kappa
+    for all channels, there is one sum per program.
     """
-    b, c, row, first, count, start, i, within = _place(
-        channels, inner, steps, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
+    b, c, row, at_row, start, i, within = _place(
+        channels, inner, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I
     )
+    first = at_row * steps
+    count = tl.minimum(tl.cdiv(inner, BLOCK_I) - first, steps).to(tl.int32)
     lb_lam, inv_lam, lb_kappa = _coefficients(
         lam, kappa, c, channels, LAM_EACH, KAPPA_EACH, BLOCK_C
     )
@@ -387,9 +382,16 @@ def backward_kernel(
         valid = (c < channels)[:, None]
         if SUM_PARAMS:
             total = tl.sum(of_lam, 1, keep_dims=True) * inv_lam * inv_lam
-            tl.store(to, total, mask=valid)
+            if LAM_EACH:
+                tl.store(to, total, mask=valid)
+            else:
+                tl.store(sums + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
             total = tl.sum(of_kappa, 1, keep_dims=True) * inv_lam
-            tl.store(to + sums_stride, total, mask=valid)
+            if KAPPA_EACH:
+                tl.store(to + sums_stride, total, mask=valid)
+            else:
+                own = sums + sums_stride + tl.program_id(0)
+                tl.store(own, tl.sum(tl.sum(total, 1), 0))
         if SUM_NORM or SUM_RESIDUAL:
             total = tl.sum(of_z, 1, keep_dims=True)
             tl.store(to + 2 * sums_stride, total, mask=valid)
@@ -404,15 +406,15 @@ def backward_kernel(
 @triton.jit
 def statistics_kernel(
     x, grad_x, weight, mean, var, weight_grad, bias_grad, eps, share,
-    channels, inner, steps, rows,
+    channels, inner, rows,
     PIXELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Subtract from ``grad_x`` what flows through the batch mean and variance.
 
     ``share`` is one over the number of elements of a channel.
     """
-    _, c, _, first, count, start, i, within = _place(
-        channels, inner, steps, rows, False, PIXELS, BLOCK_C, BLOCK_I
+    _, c, _, tile, start, i, within = _place(
+        channels, inner, rows, False, PIXELS, BLOCK_C, BLOCK_I
     )
     w, _, center, inverse = _normalization(
         weight, None, mean, var, eps, c, channels, BLOCK_C
@@ -420,14 +422,11 @@ def statistics_kernel(
     shift = w * inverse * share
     scale = shift * inverse * _per_channel(weight_grad, c, channels, True, BLOCK_C)
     shift *= _per_channel(bias_grad, c, channels, True, BLOCK_C)
-    for step in range(count):
-        at, inside = _tile(
-            first + step, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I
-        )
-        own = tl.load((x + at) + within, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load((grad_x + at) + within, mask=inside, other=0.0).to(tl.float32)
-        grad -= (own - center) * scale + shift
-        tl.store((grad_x + at) + within, grad.to(grad_x.dtype.element_ty), mask=inside)
+    at, inside = _tile(tile, start, c, i, channels, inner, PIXELS, BLOCK_C, BLOCK_I)
+    own = tl.load((x + at) + within, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load((grad_x + at) + within, mask=inside, other=0.0).to(tl.float32)
+    grad -= (own - center) * scale + shift
+    tl.store((grad_x + at) + within, grad.to(grad_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -461,7 +460,7 @@ def _write(out, c, channels, values):
 def reduce_kernel(
     sums, gate, weight, bias,
     lam_grad, kappa_grad, weight_grad, bias_grad, gate_grad, r_weight_grad, r_bias_grad,
-    images, rows, channels, sums_stride,
+    images, rows, channels, totals, sums_stride,
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr, NORM: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -469,19 +468,18 @@ def reduce_kernel(
 
     Each of the ``images`` has ``rows`` rows of sums; without a gate, all rows count as
     one image's. Program 0 computes the gradient of a scalar lam, program 1 that of a
-    scalar kappa, and the others everything else for BLOCK_C channels each. NORM says
-    whether the gradient of weight, bias or gate is wanted.
+    scalar kappa, from ``totals`` sums each, and the others everything else for BLOCK_C
+    channels each. NORM says whether the gradient of weight, bias or gate is wanted.
     """
     program = tl.program_id(0)
-    size = images * rows * channels
     if program == 0:
         if lam_grad is not None:
             if not LAM_EACH:
-                _write_total(lam_grad, sums, size, BLOCK_R * BLOCK_C)
+                _write_total(lam_grad, sums, totals, BLOCK_R * BLOCK_C)
     elif program == 1:
         if kappa_grad is not None:
             if not KAPPA_EACH:
-                _write_total(kappa_grad, sums + sums_stride, size, BLOCK_R * BLOCK_C)
+                _write_total(kappa_grad, sums + sums_stride, totals, BLOCK_R * BLOCK_C)
     else:
         c = (program - 2) * BLOCK_C + tl.arange(0, BLOCK_C)
         if LAM_EACH:

@@ -187,7 +187,10 @@ def loss_backward_kernel(
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the logits' gradient, and sums per class for those of lam and kappa."""
+    """Write the logits' gradient, and sums for those of lam and kappa.
+
+    They are per class, or per program if all classes share the parameter.
+    """
     program = tl.program_id(0)
     num_c = tl.cdiv(classes, BLOCK_C)
     c = program % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -219,5 +222,11 @@ def loss_backward_kernel(
             of_kappa += tl.where(inside, r * z, 0.0)
     if sums is not None:
         to = sums + (program // num_c).to(tl.int64) * classes + c
-        tl.store(to, tl.sum(of_lam, 0), mask=c < classes)
-        tl.store(to + sums_stride, tl.sum(of_kappa, 0), mask=c < classes)
+        if LAM_EACH:
+            tl.store(to, tl.sum(of_lam, 0), mask=c < classes)
+        else:
+            tl.store(sums + program, tl.sum(tl.sum(of_lam, 1), 0))
+        if KAPPA_EACH:
+            tl.store(to + sums_stride, tl.sum(of_kappa, 0), mask=c < classes)
+        else:
+            tl.store(sums + sums_stride + program, tl.sum(tl.sum(of_kappa, 1), 0))

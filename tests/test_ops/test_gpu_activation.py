@@ -343,8 +343,10 @@ def test_several_tiles_of_one_program(layout, gate):
 def test_every_lam(lam, kappa, function):
     x = torch.linspace(-9, 9, 181, dtype=torch.float64)
     tensors = pair(x, torch.tensor([lam]), torch.tensor([kappa]))
+    # The logarithm of a tiny lam has fewer digits after the point.
+    roundings = 3 if 0 < lam < 1e-3 else 1
     for dtype in (torch.float32, torch.float16):
-        compare(function, tensors, dtype)
+        compare(function, tensors, dtype, roundings=roundings)
 
 
 @case

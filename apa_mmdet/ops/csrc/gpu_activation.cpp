@@ -16,12 +16,12 @@ namespace {
 // Each kernel's arguments and constants, in the order of its Python signature.
 namespace forward {
 enum { x, residual, out, lam, kappa, weight, bias, mean, var, gate, r_weight, r_bias,
-       r_mean, r_var, eps, r_eps, slope, bound, channels, inner, steps, rows };
+       r_mean, r_var, eps, r_eps, slope, bound, channels, inner, rows };
 const Kernel kernel{
     "forward_kernel",
     {"x", "residual", "out", "lam", "kappa", "weight", "bias", "mean", "var", "gate",
      "r_weight", "r_bias", "r_mean", "r_var", "eps", "r_eps", "slope", "bound",
-     "channels", "inner", "steps", "rows"},
+     "channels", "inner", "rows"},
     {"FLAGS", "LAM_EACH", "KAPPA_EACH", "LOG_C", "LOG_I", "WARPS"},
     0};
 }  // namespace forward
@@ -29,12 +29,12 @@ const Kernel kernel{
 namespace backward {
 enum { x, residual, grad, grad_x, grad_residual, sums, lam, kappa, weight, bias, mean,
        var, gate, r_weight, r_bias, r_mean, r_var, eps, r_eps, slope, bound, channels,
-       inner, steps, rows, sums_stride };
+       inner, rows, steps, sums_stride };
 const Kernel kernel{
     "backward_kernel",
     {"x", "residual", "grad", "grad_x", "grad_residual", "sums", "lam", "kappa",
      "weight", "bias", "mean", "var", "gate", "r_weight", "r_bias", "r_mean", "r_var",
-     "eps", "r_eps", "slope", "bound", "channels", "inner", "steps", "rows",
+     "eps", "r_eps", "slope", "bound", "channels", "inner", "rows", "steps",
      "sums_stride"},
     {"FLAGS", "LAM_EACH", "KAPPA_EACH", "SUM_PARAMS", "SUM_NORM", "LOG_C", "LOG_I",
      "WARPS"},
@@ -43,17 +43,14 @@ const Kernel kernel{
 
 namespace statistics {
 enum { x, grad_x, weight, mean, var, weight_grad, bias_grad, eps, share, channels,
-       inner, steps, rows };
+       inner, rows };
 const Kernel kernel{
     "statistics_kernel",
     {"x", "grad_x", "weight", "mean", "var", "weight_grad", "bias_grad", "eps", "share",
-     "channels", "inner", "steps", "rows"},
+     "channels", "inner", "rows"},
     {"FLAGS", "LOG_C", "LOG_I", "WARPS"},
     5};
 }  // namespace statistics
-
-constexpr int64_t kTile = 1024;  // elements; 8 for each thread of 4 warps
-constexpr int kWarps = 4;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int log2_of(int64_t power) { return 63 - __builtin_clzll(power); }
@@ -103,8 +100,9 @@ int64_t choose_block(int64_t size, std::initializer_list<int64_t> blocks) {
 struct Plan {
   Tensor x;  // dense
   bool flat = false, pixels = false;
-  int64_t batch = 1, channels = 1, inner, block_c = 1, block_i = kTile;
-  int64_t tiles, steps, rows;  // tiles along inner, tiles a program, programs
+  int64_t batch = 1, channels = 1, inner, tile = 1024, block_c = 1, block_i = tile;
+  int64_t steps = 1, rows;  // tiles a program; programs along inner
+  int warps = 4;
 
   Plan(const Arguments& a, bool is_backward) {
     x = a.x;
@@ -114,25 +112,23 @@ struct Plan {
     if (flat) {
       if (!x.is_non_overlapping_and_dense()) x = at::empty_like(x).copy_(x);
       inner = x.numel();
+      if (is_backward) warps = 8;
     } else {
-      pixels = cut_by_channel(a);
+      cut_by_channel(a, is_backward);
     }
-    tiles = divide_up(inner, block_i);
-    const int64_t all = batch * divide_up(channels, block_c) * tiles;
-    // Many programs use a GPU evenly. Few spend less on preparation and write fewer sums,
-    // which matters most if each writes those of many channels.
-    steps = std::clamp<int64_t>(all / gpu_programs(), 1, 16);
-    if (is_backward) {
-      const int64_t most = pixels ? gpu_programs() / 2 : gpu_programs() * 2;
-      steps = std::max(steps, divide_up(all, std::max<int64_t>(most, 1)));
+    rows = divide_up(inner, block_i);
+    if (is_backward && x.numel()) {
+      // Few programs write few sums, which matters most if each writes those of many
+      // channels; many use a GPU evenly.
+      const int64_t all = batch * divide_up(channels, block_c) * rows;
+      const int64_t most = std::max<int64_t>(gpu_programs() / (pixels ? 2 : 1), 1);
+      steps = std::min(divide_up(all, most), rows);
+      rows = divide_up(rows, steps);
+      steps = divide_up(divide_up(inner, block_i), rows);
     }
-    steps = std::min(steps, std::max<int64_t>(tiles, 1));
-    rows = divide_up(tiles, steps);
-    if (rows) steps = divide_up(tiles, rows);
   }
 
-  // Returns whether the channels are the innermost axis.
-  bool cut_by_channel(const Arguments& a) {
+  void cut_by_channel(const Arguments& a, bool is_backward) {
     const int64_t axis = a.axis;
     if (!x.is_contiguous() && !is_side_by_side(x, axis)) {
       x = at::empty_like(x).copy_(x);
@@ -142,19 +138,19 @@ struct Plan {
     for (int64_t i = 0; i < axis; ++i) before *= x.size(i);
     for (int64_t i = axis + 1; i < x.dim(); ++i) after *= x.size(i);
     channels = x.size(axis);
-    const bool is_pixels = after == 1 || !x.is_contiguous();
-    if (is_pixels) {
+    pixels = after == 1 || !x.is_contiguous();
+    if (pixels) {  // the channels are the innermost axis
       batch = a.gate.defined() ? before : 1;
       inner = a.gate.defined() ? after : before * after;
+      tile = is_backward ? 512 : x.element_size() == 2 ? 2048 : 1024;
       block_c = choose_block(channels, {256, 64, 32, 16});
-      block_i = kTile / block_c;
+      block_i = tile / block_c;
     } else {
       batch = before;
       inner = after;
       block_i = choose_block(inner, {1024, 64});
-      block_c = kTile / block_i;
+      block_c = tile / block_i;
     }
-    return is_pixels;
   }
 
   int64_t programs() const { return batch * divide_up(channels, block_c) * rows; }
@@ -207,8 +203,7 @@ struct Parameters {
       launch.real(at + 3, a.bound);
     launch.integer(at + 4, plan.channels, aligned && plan.pixels);
     launch.integer(at + 5, plan.inner, aligned && !plan.pixels);
-    launch.integer(at + 6, plan.steps);
-    launch.integer(at + 7, plan.rows);
+    launch.integer(at + 6, plan.rows);
   }
 };
 
@@ -235,7 +230,7 @@ Tensor activation_gpu(const Arguments& a) {
     const Parameters parameters(a);
     parameters.set(launch, a, plan, aligned, forward::lam);
     launch.constants({flags(a, plan, false), a.lam.size(0) > 1, a.kappa.size(0) > 1,
-                      log2_of(plan.block_c), log2_of(plan.block_i), kWarps});
+                      log2_of(plan.block_c), log2_of(plan.block_i), plan.warps});
     launch.run(plan.programs());
   }
   return as_like(out, a.x);
@@ -281,10 +276,11 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
       launch.tensor(backward::grad_residual, out.residual, aligned);
       launch.tensor(backward::sums, sums);
       parameters.set(launch, a, plan, aligned, backward::lam);
+      launch.integer(backward::steps, plan.steps);
       launch.wide(backward::sums_stride, stride);
       launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1,
                         a.kappa.size(0) > 1, sum_params, sum_norm,
-                        log2_of(plan.block_c), log2_of(plan.block_i), kWarps});
+                        log2_of(plan.block_c), log2_of(plan.block_i), plan.warps});
       launch.run(plan.programs());
     }
     if (num_sums) {
@@ -309,6 +305,7 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
       reduction.images = a.gate.defined() ? plan.batch : 1;
       reduction.rows = a.gate.defined() ? plan.rows : plan.batch * plan.rows;
       reduction.channels = plan.channels;
+      reduction.totals = plan.programs();
       reduction.lam_each = a.lam.size(0) > 1;
       reduction.kappa_each = a.kappa.size(0) > 1;
       reduction.run();
@@ -343,10 +340,9 @@ Tensor through_statistics_gpu(const Tensor& grad_x, const Tensor& x, const Norm&
   launch.real(statistics::share, static_cast<double>(plan.channels) / x.numel());
   launch.integer(statistics::channels, plan.channels, aligned && plan.pixels);
   launch.integer(statistics::inner, plan.inner, aligned && !plan.pixels);
-  launch.integer(statistics::steps, plan.steps);
   launch.integer(statistics::rows, plan.rows);
   launch.constants({plan.pixels << 3, log2_of(plan.block_c), log2_of(plan.block_i),
-                    kWarps});
+                    plan.warps});
   launch.run(plan.programs());
   return as_like(out, x);
 }

@@ -124,6 +124,7 @@ LossGradients cross_entropy_backward_gpu(const LossArguments& a, const Tensor& g
     reduction.sums = sums;
     reduction.rows = plan.blocks;
     reduction.channels = plan.classes;
+    reduction.totals = plan.programs();
     reduction.lam_each = a.lam.size(0) > 1;
     reduction.kappa_each = a.kappa.size(0) > 1;
     reduction.gradients = {of_lam, of_kappa};

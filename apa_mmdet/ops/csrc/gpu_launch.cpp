@@ -43,7 +43,7 @@ using PythonLaunch = void (*)(std::int64_t id, std::int64_t programs,
 std::atomic<Compile> compile_callback{nullptr};
 std::atomic<PythonLaunch> launch_callback{nullptr};
 std::atomic<bool> stand_in{false};
-std::atomic<std::int64_t> programs_to_fill{8192};
+std::atomic<std::int64_t> programs_to_fill{16384};
 std::atomic<std::int64_t> num_launches{0};
 
 // ---- The CUDA driver

@@ -6,12 +6,12 @@ namespace apa {
 namespace {
 
 enum { sums, gate, weight, bias, lam_grad, images = lam_grad + 7, rows, channels,
-       sums_stride };
+       totals, sums_stride };
 const Kernel kernel{
     "reduce_kernel",
     {"sums", "gate", "weight", "bias", "lam_grad", "kappa_grad", "weight_grad",
      "bias_grad", "gate_grad", "r_weight_grad", "r_bias_grad", "images", "rows",
-     "channels", "sums_stride"},
+     "channels", "totals", "sums_stride"},
     {"LAM_EACH", "KAPPA_EACH", "NORM", "LOG_R", "LOG_C", "WARPS"},
     2};
 
@@ -30,6 +30,7 @@ void Reduction::run() const {
   launch.integer(apa::images, images);
   launch.integer(apa::rows, rows);
   launch.integer(apa::channels, channels);
+  launch.integer(apa::totals, totals);
   launch.wide(sums_stride, images * rows * channels);
   const bool norm =
       gradients[2].defined() || gradients[3].defined() || gradients[4].defined();
@@ -42,7 +43,7 @@ void Reduction::run() const {
 void reduce_total(const at::Tensor& sums, const at::Tensor& out) {
   Reduction reduction;
   reduction.sums = sums;
-  reduction.rows = sums.numel();
+  reduction.totals = sums.numel();
   reduction.gradients[0] = out;
   reduction.run();
 }

@@ -8,12 +8,14 @@
 namespace apa {
 
 struct Reduction {
-  at::Tensor sums;                // (kinds, images * rows, channels)
+  // (kinds, images * rows, channels); of a lam or kappa for all channels, the first
+  // `totals` of its kind.
+  at::Tensor sums;
   at::Tensor gate, weight, bias;  // factors of the sums
   // For lam, kappa, weight, bias, gate, residual weight and bias; undefined if not
   // needed.
   std::array<at::Tensor, 7> gradients;
-  int64_t images = 1, rows = 0, channels = 1;
+  int64_t images = 1, rows = 0, channels = 1, totals = 0;
   bool lam_each = false, kappa_each = false;
 
   void run() const;
