@@ -30,7 +30,7 @@ from ..models.losses import APALoss
 from ..ops import formula
 from .setup_check_hook import unwrapped_model
 
-# Values kept of one call of a site, and values of one parameter pair that are fitted.
+# The most values kept from one call of a site, and fitted for one parameter pair.
 _PER_CALL, _PER_FIT = 100_000, 5_000
 # Logits of a classifier that differ by less have not learnt anything.
 _MIN_SPREAD = 0.01
@@ -42,11 +42,11 @@ class Alignment:
 
     Attributes:
         site: Name of the module.
-        values: Number of fitted values.
+        values: Number of values collected for each pair.
         lam: Fitted lam, None if the site was left as it is.
         kappa: Fitted kappa, None if the site was left as it is.
-        old_lam: lam before.
-        old_kappa: kappa before.
+        old_lam: lam before the fit.
+        old_kappa: kappa before the fit.
         change: Root mean square of the output's change over that of the output before.
         reason: Why the site, or some of its pairs, were left as they are.
     """
@@ -93,10 +93,10 @@ class AlignmentHook(Hook):
         gates: Whether to align the APA layers.
         classifiers: Whether to align APALoss with learnable lam and kappa.
         activations: Patterns, as in :mod:`fnmatch`, of the names of AGLU layers to
-            align. Doing so changes what pretrained weights mean; the log says by how
-            much. By default none is.
+            align; by default none. Aligning them changes what pretrained weights mean;
+            the log says by how much.
         at: Iterations before which to align; 0 is the start of training.
-        num_images: Images that pass through the model, in all processes together.
+        num_images: Number of images that pass through the model, over all processes.
 
     Raises:
         ValueError: If an argument is out of range, a pattern matches no AGLU, or the
@@ -208,7 +208,7 @@ class AlignmentHook(Hook):
         loader = runner.train_loop.dataloader
         generator = torch.Generator().manual_seed(0)
         indices = torch.randperm(len(loader.dataset), generator=generator).tolist()
-        # As many in each process, because a forward pass may communicate.
+        # The same number in each process, because a forward pass may communicate.
         share = max(min(self.num_images, len(indices)) // get_world_size(), 1)
         indices = [indices[i % len(indices)] for i in range(share * get_world_size())]
         indices = indices[get_rank() :: get_world_size()]
@@ -307,9 +307,9 @@ def _align_site(
 
 
 def _spread_of_classes(logits: np.ndarray) -> float:
-    """Return by how much the logits (n, C) differ beyond the bias and a common part.
+    """Return how much the logits (n, C) differ beyond the bias and a common part.
 
-    Weights that are all equal give every class the same logit, but for the bias.
+    Weights that are all equal give every class the same logit, apart from the bias.
     """
     if logits.shape[1] == 1:
         return logits.std()
@@ -318,7 +318,7 @@ def _spread_of_classes(logits: np.ndarray) -> float:
 
 
 def _fit(values: np.ndarray, shifted: bool) -> tuple[dict[int, APAFit], list[str]]:
-    """Fit each column (n, P); return the fits by column, and why others cannot be."""
+    """Fit each column of (n, P); return the fits by column, and the others' errors."""
     rng = np.random.default_rng(0)
     if len(values) > _PER_FIT:
         values = values[rng.choice(len(values), _PER_FIT, replace=False)]

@@ -29,7 +29,7 @@ class StatisticsFiller:
         self._values: tuple | None = None
 
     def fill(self, runner: Runner, dataset: Dataset) -> None:
-        """Read a training data set, once, if a RoI head is calibrated, and fill in.
+        """Fill in from a training data set, read only if a RoI head is calibrated.
 
         Raises:
             ValueError: If the data set's classes do not match the box head's
@@ -75,7 +75,7 @@ def fill_for_testing(runner: Runner) -> None:
 
 
 def training_data(runner: Runner) -> Dataset:
-    """Return the training data set that a runner's config names, to test.
+    """Return the training data set that a runner's config names, for use in testing.
 
     Raises:
         FileNotFoundError: If a file of the training data does not exist.
@@ -116,8 +116,9 @@ def calibrated_heads(runner: Runner) -> list[nn.Module]:
 def try_calibrations(cfg: Config, calibrations: Sequence[str]) -> None:
     """Change a config to test with one or several calibrations, in place.
 
-    Every LVISFastMetric adds Fixed AP. It has no limit for an image except that of the
-    model, ``test_cfg.rcnn.max_per_img``; a warning says if that does not exceed AP's.
+    Every LVISFastMetric adds Fixed AP, which limits the detections per image only by
+    the model's ``test_cfg.rcnn.max_per_img``; a warning is printed if that is not above
+    the limit of AP.
 
     Args:
         cfg: The config.
@@ -171,8 +172,8 @@ def provide_class_counts(cfg: Config, checkpoint: str, in_test: bool) -> None:
     Args:
         cfg: The config, changed in place.
         checkpoint: Path or URL of the checkpoint.
-        in_test: Whether the hook reads the counts from the training data, also where
-            its config does not say ``read_in_test=True``; for an image classifier also
+        in_test: Whether the hook reads the counts from the training data, even if its
+            config does not say ``read_in_test=True``; for an image classifier, also
             those that its metrics need.
 
     Raises:

@@ -16,9 +16,10 @@ from ..requirements import PACKAGE_SCHEME, package_file
 def read_checkpoint(
     path: str, map_location: Any = "cpu", weights_only: bool | None = True
 ) -> Any:
-    """Return the content of a checkpoint file, without running any code in it.
+    """Return the content of a checkpoint file, by default without running code in it.
 
-    The arguments are those of :func:`torch.load`; ``weights_only=None`` is its default.
+    The arguments are those of :func:`torch.load`; ``weights_only=None`` is its default,
+    which runs such code before torch 2.6.
 
     Raises:
         FileNotFoundError: If the file does not exist.

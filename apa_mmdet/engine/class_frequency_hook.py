@@ -32,13 +32,12 @@ class ClassFrequencyHook(SetupCheckHook):
     afterwards may come from other data: what was read from the training data is then
     restored, and the difference is logged. Every rank computes the same numbers from
     its own copy of the data set. Testing needs no training data, because the checkpoint
-    contains the buffers; that they are there is checked before testing. Before all that
-    the set-up is checked as :class:`.SetupCheckHook` does.
+    contains the buffers, which is checked before testing. First of all, the set-up is
+    checked as by :class:`.SetupCheckHook`.
 
     Args:
-        read_in_test: Whether to read what calibrations and metrics need before testing,
-            too, from the training data that the config names; for checkpoints without
-            it.
+        read_in_test: Whether to read what calibrations and metrics need from the
+            config's training data before testing, too, for checkpoints that lack it.
 
     Raises:
         ValueError: If the data set's classes do not match ``num_classes`` of the loss
@@ -77,7 +76,7 @@ class ClassFrequencyHook(SetupCheckHook):
         )
 
     def before_train(self, runner: Runner) -> None:
-        """Restore what was read if a checkpoint has replaced it, for metrics, too."""
+        """Restore what a checkpoint may have replaced, and give metrics the counts."""
         self._statistics.restore(runner)
         if self._frequency is None:
             return

@@ -25,8 +25,8 @@ from math import prod
 from typing import Any
 
 _PER_ELEMENT = {"log_apa": 5, "apa": 6, "aglu": 7}
-# The native operators, and the Function of apa_mmdet.ops.plain, used where these do not
-# apply: a trace knows it only by its class's name.
+# The native operators, and the Function that apa_mmdet.ops.plain uses instead, which a
+# trace knows only by its class's name.
 _KINDS = ("apa_mmdet::apa", "apa_mmdet::aglu", "prim::PythonOp._PlainAPA")
 
 
@@ -41,7 +41,7 @@ def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 
 def count_none(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Count nothing, as for ReLU. A None in the table has no effect on a Function."""
+    """Count nothing, as for ReLU; None in the table would not silence a Function."""
     return Counter()
 
 

@@ -9,6 +9,7 @@ import os
 import os.path as osp
 import sys
 from collections.abc import Iterable, Iterator
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,8 @@ def exit_on_error() -> Iterator[None]:
     """End the program with exit code 2 if this package finds fault with its input.
 
     Such an error says what is wrong and what to do, and is printed without a traceback.
-    All other errors pass: those raised elsewhere, and those of a faulty operation.
+    All others propagate: those raised elsewhere, and those of a failing operation
+    rather than a ``raise`` statement.
     """
     try:
         yield
@@ -59,6 +61,7 @@ def exit_on_error() -> Iterator[None]:
         OSError,
         RuntimeError,
         TypeError,
+        UnpicklingError,
         ValueError,
     ) as error:
         if not _is_raised_here(error):
@@ -126,7 +129,8 @@ def is_classifier(cfg: Config) -> bool:
 def prepare_load_from(cfg: Config) -> None:
     """Check ``load_from`` before the data is read; a backbone becomes an ``init_cfg``.
 
-    Raises a ValueError if the file is not a checkpoint, or the config cannot use it.
+    Raises:
+        ValueError: If the file is not a checkpoint, or the config cannot use it.
     """
     path = cfg.get("load_from")
     if not path or "://" in path:
@@ -149,9 +153,9 @@ def prepare_load_from(cfg: Config) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Return the config's runner, which checks its set-up before it runs.
 
-    Without a GPU, several processes use gloo. On CPUs that can, this process takes
-    denormal numbers for zero from now on: steep AGLUs give values so close to zero that
-    what is computed from them is denormal, which takes many times as long.
+    Without a GPU, several processes use gloo. On CPUs that support it, this process
+    flushes denormal numbers to zero from now on: steep AGLUs give values so close to
+    zero that results computed from them are denormal, which takes many times as long.
     """
     torch.set_flush_denormal(True)
     setup_cache_size_limit_of_dynamo()

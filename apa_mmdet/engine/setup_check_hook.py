@@ -11,7 +11,7 @@ from torch import nn
 
 from ..datasets.labels import check_labels
 
-# In the name of a module or its class: it may be what predicts masks.
+# A module whose name or class name contains one of these may predict masks.
 _MASK_WORDS = ("mask", "panoptic", "seg")
 
 
@@ -28,10 +28,10 @@ class SetupCheckHook(Hook):
       (:func:`~apa_mmdet.datasets.labels.check_labels`).
     - A metric of masks needs a model that predicts masks. A detector that has no mask
       head usually inherited ``metric=['bbox', 'segm']``.
-    - A metric that groups classes by their training images needs the numbers of these.
+    - A metric that groups classes by their training images needs the image counts.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If they do not fit.
         RuntimeError: If class counts are missing.
     """
 
@@ -79,7 +79,7 @@ def _require_counts(runner: Runner) -> None:
 
 
 def _may_predict_masks(model: nn.Module) -> bool:
-    """Return False only for detectors of MMDetection without anything for masks."""
+    """Return False only for MMDetection's detectors that have no module for masks."""
     if getattr(model, "with_mask", True):
         return True
     return any(

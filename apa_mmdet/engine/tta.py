@@ -16,13 +16,12 @@ from .launch import is_classifier
 def enable_tta(cfg: Config) -> None:
     """Set up test-time augmentation in a config: flips, unless it has its own.
 
-    As many boxes of an image are kept as without augmentation.
-
     The model is wrapped, the pipeline of the test data is replaced, and ``'segm'`` is
-    removed from the metrics, since only boxes can be merged.
+    removed from the metrics, since only boxes can be merged. As many boxes per image
+    are kept as without augmentation.
 
     Raises:
-        ValueError: If an evaluator has no metric but ``'segm'``, or the model is a
+        ValueError: If an evaluator's only metric is ``'segm'``, or the model is a
             classifier.
     """
     if is_classifier(cfg):

@@ -22,9 +22,10 @@ _STATISTICS = (".running_mean", ".running_var")
 
 
 def load_weights(path: str) -> Mapping[str, Any]:
-    """Return the content of a checkpoint, a local or a remote one.
+    """Return the content of a local or remote checkpoint.
 
-    Raises a ValueError if it cannot be read or contains no weights.
+    Raises:
+        ValueError: If it cannot be read or contains no weights.
     """
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
@@ -39,18 +40,19 @@ def load_weights(path: str) -> Mapping[str, Any]:
 
 
 def is_backbone(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint contains only a backbone or a classifier.
+    """Return whether a checkpoint contains only a ResNet, as backbone or classifier.
 
-    MMEngine finds none of a detector's keys in it.
+    None of its keys is a detector's, so that MMEngine would load nothing.
     """
     weights, _ = weights_of(checkpoint)
     return any(key.startswith("layer1.") for key in weights)
 
 
 def load_detector(path: str) -> Mapping[str, Any]:
-    """Return the content of a detector's checkpoint, see :func:`load_weights`.
+    """Return the content of a detector's checkpoint.
 
-    Raises a ValueError if it contains only a backbone.
+    Raises:
+        ValueError: As :func:`load_weights`, or if it contains only a backbone.
     """
     checkpoint = load_weights(path)
     refuse_backbone(checkpoint, path)
@@ -81,8 +83,7 @@ def check_weights(
         model: The model that the Runner built.
         checkpoint: The content of the file.
         path: The file, for the message.
-        alternative: What else can be done than giving the right config, for the
-            message.
+        alternative: What the message offers besides giving the right config.
 
     Raises:
         ValueError: If a part of the model would keep its initial values.

@@ -40,14 +40,14 @@ class _AdaptiveActivation(nn.Module):
         self.num_parameters = num_parameters
         self.init = init
         self.learnable = learnable
-        # mmcv's ConvModule passes inplace to every activation; the input is kept for
-        # backward, so there is nothing to save by overwriting it.
+        # mmcv's ConvModule passes inplace to every activation. Backward needs the
+        # input, so overwriting it would save nothing.
         self.inplace = inplace
         self.channel_dim = channel_dim
         self._ranges = self._parse(init)
-        # One axis only: MMDetection's heads re-initialise what has more. Drawn here:
-        # reset_parameters() calls nn.init, whose functions do nothing while diffusers
-        # builds a model for a checkpoint, which may lack these parameters.
+        # One axis only: MMDetection's heads re-initialise what has more. Drawn here and
+        # not by reset_parameters(), because nn.init's functions do nothing while
+        # diffusers builds a model for a checkpoint, which may lack these parameters.
         self.lambda_param, self.kappa_param = (
             nn.Parameter(torch.empty(num_parameters).uniform_(*bounds), learnable)
             for bounds in self._ranges
@@ -126,13 +126,13 @@ class APA(_AdaptiveActivation):
             sigmoid. ``'silu'``, ``'gelu'``, ``'relu'``: the gate of the AGLU that
             stands in for that activation. Or ``dict(lam=..., kappa=...)`` with a
             number or a (low, high) range each.
-        learnable: If False, the parameters take no gradient.
+        learnable: If False, the parameters do not require gradients.
         inplace: Accepted for mmcv's ConvModule; the input is never modified.
         channel_dim: Axis of the channels; see :func:`apa_mmdet.ops.apa`.
 
     Raises:
         TypeError: If ``init`` is neither a name nor a dict of ``lam`` and ``kappa``.
-        ValueError: If a name is unknown, lam is negative, a range is not one, or
+        ValueError: If a name is unknown, lam is negative, a range is malformed, or
             ``num_parameters`` is not positive; in ``forward``, if the parameters do not
             fit the channels.
     """
@@ -160,7 +160,7 @@ class AGLU(_AdaptiveActivation):
             (1, 1.702). ``'relu'``: (1, 50), within 0.0056 of ReLU, for weights that
             were pretrained with ReLU. Or ``dict(lam=..., kappa=...)`` with a number or
             a (low, high) range each.
-        learnable: If False, the parameters take no gradient.
+        learnable: If False, the parameters do not require gradients.
         inplace: Accepted for mmcv's ConvModule; the input is never modified.
         channel_dim: Axis of the channels; see :func:`apa_mmdet.ops.aglu`.
         negative_slope: ``a`` in ``(1 - a) * AGLU(z) + a * z``, which stands in for a
@@ -169,7 +169,7 @@ class AGLU(_AdaptiveActivation):
 
     Raises:
         TypeError: If ``init`` is neither a name nor a dict of ``lam`` and ``kappa``.
-        ValueError: If a name is unknown, lam is negative, a range is not one, or
+        ValueError: If a name is unknown, lam is negative, a range is malformed, or
             ``num_parameters`` is not positive; in ``forward``, if the parameters do not
             fit the channels.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def _norm_and_mlp(
     in_channels: int, ratio: int, gate_cfg: dict, bias: bool
 ) -> tuple[nn.Module, nn.Sequential]:
-    """Return the layers before a channel gate; norm and dropout belong to APA only."""
+    """Return the layers before a channel gate; only APA has a norm and a dropout."""
     if not 1 <= ratio <= in_channels:
         raise ValueError(
             f"in_channels={in_channels}, ratio={ratio}: expected "

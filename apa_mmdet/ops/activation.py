@@ -4,10 +4,10 @@ Arithmetic is done in float32 or better whatever the input's dtype, and the resu
 the input's dtype. Only the input and the small tensors are kept for backward.
 
 An optimizer may push ``lam`` below zero, where APA is not defined. The functions then
-use ``lam = 0`` and hand ``lam`` the derivative at 0, so that it can come back.
+use ``lam = 0`` and give ``lam`` the derivative at 0, so that it can recover.
 
-Each function is one native operator (``torch.ops.apa_mmdet.*``, see ``csrc/``) where
-that applies, and :mod:`apa_mmdet.ops.plain` elsewhere.
+Each function except :func:`log_apa`, which is always :mod:`apa_mmdet.ops.plain`, is one
+native operator (``torch.ops.apa_mmdet.*``, see ``csrc/``) where these apply.
 
 Source: Adaptive Parametric Activation, Alexandridis et al., ECCV 2024, arXiv
 2407.08567; the closed forms are in :mod:`apa_mmdet.ops.formula`.
@@ -116,16 +116,15 @@ def norm_aglu(
 
     That is how a residual block ends: batch norm, channel gate, addition, activation.
     ``norm(x) = (x - mean) / sqrt(var + eps) * weight + bias``. Applied separately, each
-    would save a feature map for backward; here only ``x`` and the residual are saved,
-    which the neighbouring convolutions save anyway.
+    would save a feature map for backward; here only ``x`` and the residual are saved.
 
     Args:
         x: Shape (N, C, H, W), floating, of any strides.
         weight: Shape (C,), or None for 1.
         bias: Shape (C,), or None for 0.
-        mean: Shape (C,), without a gradient of its own.
+        mean: Shape (C,), a constant: it must not require a gradient.
         var: Shape (C,), likewise.
-        eps: What is added to ``var``.
+        eps: Added to ``var``.
         lam: Shape (1,) or (C,); negative values act as 0.
         kappa: Shape (1,) or (C,).
         gate: Shape (N, C), or None for 1.
@@ -134,20 +133,20 @@ def norm_aglu(
         residual_bias: Shape (C,), or None for 0.
         residual_mean: Shape (C,), or None to add the residual as it is.
         residual_var: Shape (C,), together with ``residual_mean``.
-        residual_eps: What is added to ``residual_var``.
+        residual_eps: Added to ``residual_var``.
         negative_slope: See :func:`aglu`.
         max_value: See :func:`aglu`.
-        batch_statistics: Whether ``mean`` and ``var`` are those of ``x`` over all but
-            the channels (``var`` biased, as ``torch.batch_norm_update_stats`` returns
-            it), so that the gradient of ``x`` goes through them as well.
-        residual_batch_statistics: The same of ``residual``.
+        batch_statistics: Whether ``mean`` and ``var`` are those of ``x`` over all axes
+            but the channels (``var`` biased, as ``torch.batch_norm_update_stats``
+            returns it), so that the gradient of ``x`` also flows through them.
+        residual_batch_statistics: The same for ``residual``.
 
     Returns:
         The shape and dtype of ``x``.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or a mean or variance requires a gradient.
     """
     args = (
         *(x, weight, bias, mean, var, eps, lam, kappa, gate, residual),

@@ -1,9 +1,10 @@
-"""Batch statistics on which more than one activation, or one process, depends.
+"""Batch statistics that more than one operation, or more than one process, depends on.
 
-:func:`apa_mmdet.ops.norm_aglu` with ``batch_statistics=True`` takes the gradient
-through a norm's statistics along, which is all of it if nothing else depends on them.
-:func:`through_statistics` takes it as a step of its own, once the gradients of
-everything that depends on them have been added up, in other processes as well.
+Part of the gradient of a norm's input flows through the batch's mean and variance.
+:func:`apa_mmdet.ops.norm_aglu` with ``batch_statistics=True`` includes that part, which
+is right if nothing else depends on them. Otherwise :func:`through_statistics` adds it
+separately, after the gradients of everything that depends on them, in other processes
+as well, have been summed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # torch can be built without it
 
 
 def shared_statistics(x: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the statistics of a norm's inputs in several processes, taken together.
+    """Return the joint statistics of a norm's inputs in several processes.
 
     Args:
         x: Shape (N, C, H, W); only C must be the same in all processes, and some of
@@ -32,15 +33,15 @@ def shared_statistics(x: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, T
 
     Returns:
         Mean and biased variance, of shape (C,), float64 if ``x`` is and float32
-        otherwise; and the number of elements of a channel, of shape (1,), float64.
+        otherwise; and the number of elements per channel, of shape (1,), float64.
     """
     channels = x.shape[1]
     count = x.numel() // channels
     dtype = plain.compute_dtype(x)
-    # As running statistics, which do not change, these set the dtype of the batch's.
+    # Passed as running statistics (momentum 0: unchanged), they set the result's dtype.
     zeros = x.new_zeros((2, channels), dtype=dtype)
     statistics = torch.batch_norm_update_stats(x, *zeros, 0.0) if count else zeros
-    # In float64, squares that nearly cancel leave the variance its accuracy.
+    # In float64, because E[x^2] - E[x]^2 may nearly cancel.
     sums = torch.cat((*statistics, x.new_ones(1, dtype=torch.float64)))
     mean, squares, _ = sums.split((channels, channels, 1))
     squares.addcmul_(mean, mean)
@@ -65,7 +66,7 @@ class _ThroughStatistics(Function):
 
     @staticmethod
     def backward(ctx, grad_x, grad_weight, grad_bias):
-        *saved, share = ctx.saved_tensors  # once: checkpointing recomputes them
+        *saved, share = ctx.saved_tensors  # checkpointing allows this only once
         x, weight, mean, var = saved
         with torch.no_grad():
             if ctx.needs_input_grad[0]:
@@ -73,11 +74,11 @@ class _ThroughStatistics(Function):
                 if ctx.group is not None:
                     sums = torch.cat(sums).to(mean.dtype)
                     dist.all_reduce(sums, group=ctx.group)
-                    # The rest divides them by the number of this process's elements.
+                    # What follows divides by this process's count, not by the total.
                     sums = sums.mul_(share).chunk(2)
                 args = grad_x, x, weight, mean, var, ctx.eps, *sums
                 if ctx.is_native:
-                    # In place: nobody else has a gradient that was added up for this.
+                    # In place: nothing else holds the gradient summed for this node.
                     torch.ops.apa_mmdet.through_statistics_.default(*args)
                 else:
                     grad_x = plain.through_statistics(*args)
@@ -97,12 +98,12 @@ def through_statistics(
     group: ProcessGroup | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``x``, ``weight`` and ``bias``; gradients also go through the statistics.
+    """Return ``x``, ``weight`` and ``bias``, completing the gradient of ``x``.
 
     Apply the norm ``(x - mean) / sqrt(var + eps) * weight + bias`` to what is returned,
     or to means of it, as often as needed, with ``mean`` and ``var`` as constants: the
-    gradients are then those of a norm in training. Each process has the gradients of
-    ``weight`` and ``bias`` from its own results, as in torch's SyncBatchNorm.
+    gradients are then those of a norm in training. Each process gets the gradients of
+    ``weight`` and ``bias`` from its own results only, as in torch's SyncBatchNorm.
 
     Args:
         x: Shape (N, C, H, W), floating, of any strides.
@@ -110,9 +111,12 @@ def through_statistics(
         bias: Shape (C,), or None for 0.
         mean: Shape (C,), the mean of ``x`` over all but the channels.
         var: Shape (C,), its biased variance.
-        eps: What is added to ``var``.
+        eps: Added to ``var``.
         group: The processes over whose inputs the statistics were taken, all of which
             must run backward; None for this one only.
         count: With ``group``, the third result of :func:`shared_statistics`.
+
+    Returns:
+        The values of the arguments; for None, ones or zeros of shape (C,).
     """
     return _ThroughStatistics.apply(x, weight, bias, mean, var, eps, group, count)

@@ -86,8 +86,8 @@ def apa_cross_entropy(
     return loss.sum() if reduction == "sum" else loss
 
 
-# Elements of the logits that are worked on at a time: the temporaries of a piece stay
-# small beside proposals x 1,203 classes, and on a CPU within its cache.
+# Logits processed at a time, by device: temporaries of this size are small beside
+# proposals x 1,203 classes, and on a CPU stay within its cache.
 _PIECE = {"cpu": 1 << 15, "cuda": 1 << 22}
 
 
@@ -108,8 +108,7 @@ class _CrossEntropy(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        saved = ctx.saved_tensors
-        logits, labels, lam, kappa, weight, rare, seed = saved
+        logits, labels, lam, kappa, weight, rare, seed = ctx.saved_tensors
         need_logits, _, need_lam, need_kappa = ctx.needs_input_grad[:4]
         grad_logits = torch.empty_like(logits) if need_logits else None
         of_lam, of_kappa = (
@@ -149,9 +148,10 @@ def _row_pieces(logits: Tensor) -> Iterator[slice]:
 
 
 def _terms(logits, labels, lam, kappa, max_slope, with_grads=True):
-    """Return the loss, ``r`` and ``m``, or only the loss.
+    """Return each element's loss and, if ``with_grads``, its ``r`` and ``m``.
 
-    The derivatives of the loss are ``kappa * r``, ``z * r`` and ``m``.
+    The loss's derivatives by ``z``, ``kappa`` and ``lam`` are ``kappa * r``, ``z * r``
+    and ``m``.
     """
     x, lam, kappa = prepare(logits, lam, kappa, 1)
     u = kappa * x

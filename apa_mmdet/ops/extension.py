@@ -127,7 +127,7 @@ def _compiler() -> str:
 
 
 def _key(compiler: str) -> str:
-    """Return a name for everything that the library depends on."""
+    """Return a hash of everything that the library depends on."""
     binary = Path(compiler).resolve()
     parts = [
         *(
@@ -152,7 +152,7 @@ def _processor() -> str:
 
 
 def _run(*command: str) -> str | None:
-    """Run a command; return what it printed if it failed."""
+    """Run a command; return its error output if it failed, otherwise None."""
     result = subprocess.run(command, capture_output=True, text=True)
     return None if result.returncode == 0 else result.stderr or "(nothing)"
 
@@ -197,10 +197,10 @@ def _build(compiler: str, sources: list[Path], folder: Path, library: Path) -> N
 
 
 def _loaded_libstdcxx() -> list[str]:
-    """Return the C++ library of this process, to be linked before any other.
+    """Return the path of this process's libstdc++, to be linked before any other.
 
-    Some compilers link theirs statically; two copies of its streams in one process
-    crash.
+    Some compilers link their own statically; a process with two copies of its streams
+    crashes.
     """
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()

@@ -23,7 +23,7 @@ from . import gpu_variants
 
 _PACKAGE = Path(__file__).parents[1]
 _SECONDS = 180
-_COULD_NOT_TRY = 3  # the exit status where the GPU is full, say, or reserved
+_COULD_NOT_TRY = 3  # the exit status if the GPU's memory is full
 # Imports apa_mmdet.ops without apa_mmdet/__init__.py, which would load MMDetection.
 _TRIAL = """
 import sys, types
@@ -131,7 +131,7 @@ def main(library: str, way: str) -> None:
             for channels_last in (False, True):
                 compare("cuda", dtype, channels_last)
         torch.cuda.synchronize()
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(_COULD_NOT_TRY)
 

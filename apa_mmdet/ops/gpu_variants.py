@@ -50,7 +50,7 @@ def why_unavailable() -> str | None:
 class Variant:
     """A kernel with the types, alignments and constants it is compiled for."""
 
-    kernel: Any  # a function of Triton
+    kernel: Any  # a function under triton.jit
     device: int
     arguments: dict[str, str]  # those that are present: name to type
     aligned: tuple[str, ...]
@@ -260,7 +260,7 @@ def connect(
         path: The library, which torch has already loaded.
         launcher: Object with the methods of :class:`Launcher`; by default a new one.
         stand_in: Whether CPU tensors take the GPU code path.
-        programs: Number of programs assumed to fill the GPU; by default thousands.
+        programs: Number of programs assumed to fill the GPU; by default 16,384.
         from_cpp: Whether to launch from C++ where that is possible.
     """
     library = ctypes.CDLL(str(path))

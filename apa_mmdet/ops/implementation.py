@@ -1,8 +1,8 @@
 """Which implementation of the activations runs: chosen by the tensor, or by name.
 
 - ``'auto'``: the native operators where they apply, else plain torch;
-- ``'plain'``: plain torch, whatever the tensor, and backbones compute norms and
-  activations apart;
+- ``'plain'``: plain torch, whatever the tensor, and norms are not fused with
+  activations;
 - ``'native'``: the native operators, and an error where they are unavailable.
 
 The environment variable ``APA_MMDET_IMPL`` sets it for a program,
@@ -89,7 +89,9 @@ def is_native(x: Tensor, lam: Tensor, kappa: Tensor) -> bool:
 
 def _is_available(device: str) -> bool:
     available = _available.get(device)
-    return _look_up(device) if available is None else available
+    if available is None or (_wanted == "native" and not available):
+        return _look_up(device)  # raises with the reason if native was requested
+    return available
 
 
 # torch.compile runs it while tracing and takes its result as a constant.

@@ -1,7 +1,7 @@
 """APA, AGLU and ln APA in plain torch, differentiable: on any device, in any dtype.
 
-This is what runs where the native operators do not: float64, devices other than CPUs
-and CUDA GPUs, machines without a C++ compiler. It keeps only the input and the
+This is what runs where the native operators do not: ln APA, float64, devices other than
+CPUs and CUDA GPUs, machines without a C++ compiler. It keeps only the input and the
 parameters for backward, and evaluates the closed forms of
 :mod:`apa_mmdet.ops.formula`.
 """
@@ -61,7 +61,7 @@ def first_order_only(
 
 
 def channel_axis(x: Tensor, channel_dim: int | None) -> int:
-    """Return the axis of the channels, from 0 on."""
+    """Return the axis of the channels as a non-negative index."""
     if x.dim() == 0:
         return 0
     if channel_dim is None:
@@ -159,7 +159,7 @@ class _PlainAPA(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        saved = ctx.saved_tensors  # to be read once: checkpointing recomputes them
+        saved = ctx.saved_tensors  # checkpointing allows this only once
         x, lam, kappa = saved
         needs = ctx.needs_input_grad
         with torch.no_grad():
@@ -202,7 +202,7 @@ def norm_aglu(
     """Return what :func:`apa_mmdet.ops.norm_aglu` does, operation by operation."""
 
     def norm(x, mean, var, weight, bias, eps, of_batch):
-        # With a batch's statistics, torch forms them again.
+        # F.batch_norm computes a batch's statistics itself, to differentiate them.
         small = (None, None) if of_batch else (mean, var)
         small = (t if t is None else t.to(dtype) for t in (*small, weight, bias))
         return F.batch_norm(x.to(dtype), *small, training=of_batch, eps=eps)
@@ -223,7 +223,7 @@ def norm_aglu(
 
 
 def through_statistics(grad_x, x, weight, mean, var, eps, grad_weight, grad_bias):
-    """Return the gradient of a norm's input from that for constant statistics."""
+    """Return the gradient of a norm's input, given that for constant statistics."""
     dtype = compute_dtype(x, weight)
     factor = weight * (var + eps).rsqrt() * (x.shape[1] / max(x.numel(), 1))
     small = mean, var, factor * grad_weight, factor * grad_bias
@@ -231,7 +231,7 @@ def through_statistics(grad_x, x, weight, mean, var, eps, grad_weight, grad_bias
     return (grad_x - F.batch_norm(x.to(dtype), *small, eps=eps)).to(x.dtype)
 
 
-# torch.export says so from torch 2.7 on; before, only tracing is noticed.
+# New in torch 2.7; before, only tracing is noticed.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 

@@ -16,6 +16,8 @@ Notation of :mod:`apa_mmdet.ops.formula`. With ``t = ln(lam) - kappa * z`` and
 - ``s = sigmoid(t)``, and ``L - s`` is formed without cancellation from
   ``y = E / (2 + E) <= 1 / 3``, where ``ln(1 + E) = 2 atanh(y)``.
 
+"lb" is the logarithm to base 2; ``lb_kappa = kappa / ln(2)``.
+
 Below ``lam = 2**-23``, zero and negative values included, that value is used: APA then
 differs from its limit by less than 1e-7.
 """

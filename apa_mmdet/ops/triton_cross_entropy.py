@@ -78,9 +78,10 @@ def _factors(
 
 @triton.jit
 def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
-    """Return each element's loss or, WITH_GRADS, its ``r`` and ``m``.
+    """Return each element's loss (twice) or, WITH_GRADS, its ``r`` and ``m``.
 
-    The loss's derivatives are ``kappa * r``, ``z * r`` and ``m``.
+    The loss's derivatives by ``z``, ``kappa`` and ``lam`` are ``kappa * r``, ``z * r``
+    and ``m``.
     """
     lam = tl.where(lam > 0, lam, lam * 0.0)  # NaN stays NaN
     inv_lam = 1.0 / tl.maximum(lam, 1e-30)
@@ -126,7 +127,7 @@ def _terms(z, is_label, lam, kappa, max_slope, WITH_GRADS: tl.constexpr):
         half = x / (2.0 - x)
         log = 2.0 * half + (half * half * half) * _atanh_tail(half)
         other = tl.where(is_near, -tl.log(rest), log)
-        # There a itself may have underflowed.
+        # Where u is large, a itself may have underflowed.
         vanished = (bounded > 30.0) & (scaled < 1e-8)
         other = tl.where(vanished, bounded + (lam + 1.0) * v * 0.5, other)
         if max_slope is not None:
@@ -187,9 +188,9 @@ def loss_backward_kernel(
     LAM_EACH: tl.constexpr, KAPPA_EACH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the logits' gradient, and sums for those of lam and kappa.
+    """Write the logits' gradient, and sums for the gradients of lam and kappa.
 
-    They are per class, or per program if all classes share the parameter.
+    The sums are per class, or per program if all classes share the parameter.
     """
     program = tl.program_id(0)
     num_c = tl.cdiv(classes, BLOCK_C)

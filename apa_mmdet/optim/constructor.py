@@ -80,8 +80,9 @@ class APAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         }
         if not own:
             return
-        # An activation can be registered with two parents: without parameters, as
-        # ReLU, it was harmless. The base class lists it twice, which torch rejects.
+        # An activation may be registered with two parents, which is harmless for one
+        # without parameters, such as ReLU. The base class would list lambda and kappa
+        # twice, which torch rejects.
         repeated = own.keys() & {group["params"][0] for group in params[:start]}
         params[start:] = [g for g in params[start:] if g["params"][0] not in repeated]
         for group in params[start:]:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from apa_mmdet.conversion import convert_activations
+from apa_mmdet.engine import read_checkpoint
 from apa_mmdet.engine.launch import exit_on_error
 from apa_mmdet.layers import AGLU
 from apa_mmdet.requirements import is_installed
@@ -60,6 +61,15 @@ def test_this_packages_errors_end_the_program_with_one_line(call, text, capsys):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {text}") and error.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_ends_the_program_with_one_line(tmp_path, capsys):
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(SystemExit), exit_on_error():
+        read_checkpoint(str(path))
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path} cannot be read") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,13 @@ def test_keeps_only_its_input_while_statistics_train():
     assert saved_bytes(lambda: activation(norm(x * 1)), inputs) > 1.9 * size
 
 
+def test_an_empty_batch_changes_no_average():
+    norm, activation = modules(training=True)
+    x = torch.randn(0, C, H, W)
+    ours = steps(norm_activation, *copy.deepcopy((norm, activation)), x)
+    torch.testing.assert_close(ours, steps(two_modules, norm, activation, x))
+
+
 def test_one_value_per_channel_is_refused():
     norm, activation = modules(training=True)
     with pytest.raises(ValueError, match="more than one value per channel"):

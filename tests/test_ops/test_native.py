@@ -10,7 +10,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from apa_mmdet.layers import AGLU
-from apa_mmdet.ops import aglu, apa, extension, formula, norm_aglu, use_implementation
+from apa_mmdet.ops import (
+    aglu,
+    apa,
+    extension,
+    formula,
+    implementation,
+    norm_aglu,
+    use_implementation,
+)
 from apa_mmdet.ops.implementation import is_native
 
 N, C, H, W = 2, 40, 9, 31  # rows of 279: full blocks, and a rest
@@ -225,6 +233,20 @@ def test_choosing():
     with use_implementation("native"):
         with pytest.raises(RuntimeError, match="x is torch.float64 on cpu, expected"):
             aglu(x.double(), one, one)
+
+
+def test_a_request_tells_the_reason_even_after_a_fallback(monkeypatch):
+    monkeypatch.setitem(implementation._available, "meta", False)
+    monkeypatch.setattr(
+        implementation,
+        "_why_unavailable",
+        lambda device: None if device == "cpu" else "no Triton",
+    )
+    x = torch.ones(2, device="meta")
+    assert not is_native(x, x, x)
+    with use_implementation("native"):
+        with pytest.raises(RuntimeError, match="is unavailable: no Triton"):
+            is_native(x, x, x)
 
 
 # ---- How torch sees the operators

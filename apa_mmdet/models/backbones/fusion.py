@@ -1,10 +1,9 @@
 """Batch norm and the AGLU after it, fused into one operation.
 
-Computed together, only the convolution's output is saved for backward, not the norm's,
-and a map is read and written once. That holds for running statistics
-(``norm_eval=True``, MMDetection's default) as for a batch's own. Only this file calls
-the fused operator; the docstrings of :func:`can_fuse` and :func:`norm_add_activation`
-list the exceptions.
+The fused operation saves only the convolution's output for backward, not the norm's as
+well, and reads and writes each feature map once. It takes running statistics
+(``norm_eval=True``, MMDetection's default) as well as the batch's own. Only this file
+calls it; :func:`can_fuse` says when.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ def can_fuse(norm: nn.Module, activation: nn.Module) -> bool:
     """Return whether a norm and the activation after it can be one operation.
 
     They can if the norm is a batch norm, synchronized or not, the activation an AGLU,
-    neither has a hook, and the plain implementation was not asked for. A trace keeps
-    them apart: operations are counted and exported one by one.
+    neither has a hook, and the plain implementation was not requested. While tracing
+    they are kept separate, because operations are counted and exported one by one, and
+    under torch.compile if the norm uses its batch's statistics.
     """
     return (
         wanted() != "plain"
@@ -64,7 +64,8 @@ def norm_add_activation(
 ) -> Tensor:
     """Return ``activation(attention(norm(x)) + downsample(identity))``.
 
-    All of it is one operation, including a norm that ends ``downsample``.
+    All of it is one operation, including a batch norm that ends ``downsample``, but not
+    the layers before that norm or those that compute the attention's gate.
     ``can_fuse(norm, activation)`` must hold.
     """
     shared = attention is not None  # the gate depends on the statistics as well
@@ -77,7 +78,7 @@ def norm_add_activation(
         small = mean, var, weight, bias
         small = (t if t is None else t.to(means.dtype) for t in small)
         squeezed = F.batch_norm(means, *small, eps=eps)
-        # Under autocast it stays in float32, in which the attention begins.
+        # Under autocast that is float32, which the attention's LayerNorm computes in.
         gate = attention.gate_of(squeezed.to(attention.excitation[0].weight.dtype))
     *identity_norm, identity_of_batch = None, None, None, None, 0.0, False
     if downsample is not None and is_plain(downsample) and _can_fuse(downsample[-1]):
@@ -106,7 +107,7 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-# Subclasses that change something else, as MMEngine's SyncBatchNorm, share these.
+# Subclasses that do not override them, such as MMEngine's SyncBatchNorm, qualify too.
 _FORWARDS = nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward
 
 
@@ -119,12 +120,12 @@ def _can_fuse(norm: nn.Module) -> bool:
 
 
 def _uses_batch(norm: nn.Module) -> bool:
-    """Return whether a batch norm uses its batch's statistics, as torch decides it."""
+    """Return whether a batch norm uses its batch's statistics, by torch's rule."""
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
 def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
-    """Return the processes that share a norm's batch statistics, None if it is one."""
+    """Return the processes that share a norm's batch statistics, None for only one."""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
         return None
     if not (dist.is_available() and dist.is_initialized()):
@@ -136,10 +137,10 @@ def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
 def _with_statistics(x: Tensor, norm: nn.Module, shared: bool = False) -> tuple:
     """Return a batch norm's x, weight, bias, mean, var and eps, and a flag.
 
-    The flag is norm_aglu's ``batch_statistics``. It is off where gradients go through
-    the statistics by themselves: those of several processes, and with ``shared`` all,
-    for something else to depend on them. Updates the running statistics as the module
-    does.
+    The flag is norm_aglu's ``batch_statistics``. It is off where
+    :func:`through_statistics` takes the gradients through them: for statistics of
+    several processes, and for all if ``shared``, which says that something else depends
+    on them. Updates the running statistics as the module does.
     """
     if not _uses_batch(norm):
         statistics = norm.running_mean, norm.running_var
@@ -158,8 +159,10 @@ def _with_statistics(x: Tensor, norm: nn.Module, shared: bool = False) -> tuple:
             if norm.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(norm.num_batches_tracked)
     with torch.no_grad():
-        if group is None:
+        if group is None and x.numel():
             mean, var = torch.batch_norm_update_stats(x, *running, momentum)
+        elif group is None:  # an empty batch, which torch's modules accept
+            mean = var = x.new_zeros(x.shape[1], dtype=compute_dtype(x))
         else:
             mean, var, count = shared_statistics(x, group)
             if running[0] is not None:

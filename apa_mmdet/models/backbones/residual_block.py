@@ -7,8 +7,8 @@ stages of these blocks; a conversion turns mmdet's blocks into them
 
 With running or batch statistics alike, a batch norm and the AGLU after it are one
 fused operation, and so is the end of a block: norm, channel attention, addition and
-activation (:mod:`.fusion`). Exceptions: what ``can_fuse`` excludes, and the end of a
-block with another plugin than APASELayer.
+activation (:mod:`.fusion`). Exceptions are what ``can_fuse`` excludes, and the end of a
+block that is checkpointed (``with_cp``) or has a plugin other than one APASELayer.
 """
 
 from __future__ import annotations
@@ -70,11 +70,12 @@ class _PerSiteBlock:
         raise NotImplementedError
 
     def _plugin_names(self, position: int) -> list[str]:
-        """Return the plugins at ``after_conv{position}``; a BasicBlock has none."""
+        """Return the names of the plugins after a convolution."""
+        # A BasicBlock has none.
         return getattr(self, f"after_conv{position}_plugin_names", [])
 
     def _plugins(self, x: Tensor, position: int) -> Tensor:
-        """Return what these plugins make of ``x``."""
+        """Apply these plugins to ``x``."""
         for name in self._plugin_names(position):
             x = getattr(self, name)(x)
         return x
@@ -113,7 +114,12 @@ PER_SITE_BLOCKS: dict[type, type[_PerSiteBlock]] = {
 
 
 def convert_block(block: nn.Module, activations: Mapping[str, nn.Module]) -> None:
-    """Turn one of mmdet's blocks into its per-site twin, with these activations."""
+    """Turn one of mmdet's blocks into its per-site twin, in place.
+
+    Args:
+        block: A block whose class is a key of PER_SITE_BLOCKS.
+        activations: The activation of each site, by name: ``act1``, ``act2``, ...
+    """
     block.__class__ = PER_SITE_BLOCKS[type(block)]
     del block.relu
     for name, activation in activations.items():

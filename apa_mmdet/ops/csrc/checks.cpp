@@ -5,8 +5,8 @@
 namespace apa {
 namespace {
 
-// Messages are put together without iostreams: where the compiler links libstdc++
-// statically, those of two copies of it would meet.
+// Messages are built without iostreams: if the compiler links libstdc++ statically, the
+// process has two copies of them, which crash.
 std::string text_of(const char* text) { return text; }
 std::string text_of(const std::string& text) { return text; }
 std::string text_of(int64_t number) { return std::to_string(number); }

@@ -35,7 +35,7 @@ class Prepared {
     const bool is_affine = a.norm.defined();
     const bool per_channel = is_affine || a.lam.size(0) > 1 || a.kappa.size(0) > 1;
     Layout order = layout(a.x, a.axis, per_channel);
-    // Half precision of the other kind is not worth kernels of its own on a CPU.
+    // float16 is too rare on CPUs to be worth kernels of its own.
     x = a.x.scalar_type() == at::kHalf ? a.x.to(at::kFloat) : a.x;
     if (order == Layout::kOther) {
       x = x.contiguous();
@@ -139,7 +139,7 @@ class Prepared {
   }
 };
 
-// A kernel's sums (batch, channels), summed to the shape of a parameter.
+// A kernel's sums (batch, channels), reduced to the shape of a parameter.
 template <typename Term>
 Tensor reduced(const Tensor& parameter, const Call& call, const Term& term) {
   const Tensor total = at::empty(parameter.sizes(), parameter.options());

@@ -51,7 +51,7 @@ INLINE float atanh_tail(float y) {
 
 // ln(x) for normal x > 0.
 INLINE float log_of(float x) {
-  const int32_t shifted = bits_of(x) - 0x3f3504f3;  // of sqrt(1/2)
+  const int32_t shifted = bits_of(x) - 0x3f3504f3;  // the bits of sqrt(1/2)
   const int32_t exponent = shifted >> 23;
   const float m = float_of(bits_of(x) - exponent * (1 << 23));
   const float y = (m - 1.0f) / (m + 1.0f);

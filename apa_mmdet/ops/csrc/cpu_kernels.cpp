@@ -36,7 +36,8 @@ constexpr Index kChunk = 1 << 13;  // elements worked on at a time by one thread
 constexpr Index kMaxChunks = 256;  // of rows, where each chunk has sums per channel
 constexpr float kFar = 125.0f;     // 2^-126 is the smallest normal number
 
-// Subnormal numbers take a CPU a hundred times longer; a ReLU-like kappa makes many.
+// A CPU takes a hundred times as long for subnormal numbers, of which a ReLU-like kappa
+// makes many.
 struct FlushSubnormals {
 #if defined(__SSE2__)
   unsigned saved = _mm_getcsr();
@@ -64,8 +65,8 @@ inline void store(float value, BFloat16* to) {
   to->bits = static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0);
 }
 
-// 2^-x for x >= 0, 0 beyond kFar, NaN of NaN. The integer part goes to the exponent's bits; the
-// polynomial is fitted to 2^f on [-1/2, 1/2], to 2e-8 relative.
+// 2^-x for x >= 0: 0 beyond kFar, NaN for NaN. The integer part goes to the exponent's
+// bits; the polynomial is fitted to 2^f on [-1/2, 1/2], to 2e-8 relative.
 INLINE float exp2_neg(float x) {
   const float held = x > kFar ? kFar : x;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -103,8 +104,7 @@ INLINE float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   return exp2_neg(L * inv_lam);
 }
 
-
-// E = exp(-kappa * z), held where APA is 0 for every lam < 1e-4: then
+// E = exp(-kappa * z), clamped to 128, where APA is 0 for every lam < 1e-4: then
 // w = lam * E < 0.0128, and four terms of a series in w are exact to rounding.
 INLINE float small_exp(float z, float lb_kappa) {
   const float t = -lb_kappa * z;
@@ -155,8 +155,8 @@ INLINE float bent(float z, float p, float slope) {
   return y + slope * (z - y);
 }
 
-// A core meets the next cache line too late: the arithmetic of one fills its window. So
-// lines are asked for some blocks ahead, a few at a time.
+// The arithmetic on one cache line fills a core's out-of-order window, so it would ask
+// for the next line too late. Lines are therefore prefetched some blocks ahead.
 constexpr Index kBlock = 64, kSumBlock = 256, kAhead = 1024;
 
 template <Index kSize, typename T>
@@ -232,7 +232,7 @@ INLINE Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
   of.s = (is_left ? inverse : E * inverse) * inv_lam;
   of.m = 0;
   if (kNeedParams) {
-    // E^2 alone may be below all numbers where E^2 / lam^2 is not.
+    // E^2 may underflow where E^2 / lam^2 does not.
     const float e = E * inv_lam, v = y * inv_lam;
     const float m = e * e * q + v * v * (y * tail);
     of.m = is_left ? (L * inv_lam - of.s) * inv_lam : m;
@@ -285,7 +285,7 @@ INLINE void gradient(float z, float grad, float lb_lam, float lb_kappa, float in
   }
 }
 
-// Not inlined, so that blocks and what is left of a row share one copy to compile.
+// Not inlined, so that full blocks and the rest of a row share one compiled copy.
 template <Form kForm, bool kNeedParams, Lam kLam, typename T>
 __attribute__((noinline)) void backward_block(
     const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,

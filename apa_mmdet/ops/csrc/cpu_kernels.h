@@ -7,12 +7,12 @@ namespace apa::cpu {
 
 using Index = std::int64_t;
 
-// What is computed. From kAffine on, x is centered, scaled and shifted; the last of
-// each pair also has a slope and a bound.
+// What is computed. From kAffine on, x is centered, scaled and shifted, from kResidual
+// on the residual is added; those named Bent also have a slope and a bound.
 enum Form { kApa, kAglu, kAgluBent, kAffine, kAffineBent, kResidual, kResidualBent };
 
 // lb_lam of a channel with lam < kSmallLam, whose inv_lam holds lam itself.
-constexpr float kIsSmall = 1e9f;  // log2(lam) of no float
+constexpr float kIsSmall = 1e9f;  // log2(lam) for no lam
 constexpr float kSmallLam = 1e-4f;
 
 // Coefficients of a run of elements: one value each, or one per element.

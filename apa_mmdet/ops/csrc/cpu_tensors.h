@@ -36,7 +36,8 @@ inline void write(const Tensor& t, Index i, double value) {
   }
 }
 
-// What the memory of a tensor is in the order in which a kernel goes through it.
+// The order of a tensor's elements in memory: as if contiguous (any dense order, if
+// channels do not matter), channels last, or one for which it has to be copied.
 enum class Layout { kRows, kChannelsLast, kOther };
 
 inline Layout layout(const Tensor& x, Index axis, bool per_channel) {
@@ -55,7 +56,7 @@ inline Tensor like(const Tensor& t, const Tensor& x) {
 
 // How many threads a kernel may use on so many elements.
 inline int num_threads(Index elements) {
-  constexpr Index kGrain = 1 << 15;  // a second thread costs more than it brings
+  constexpr Index kGrain = 1 << 15;  // elements that make up for starting a thread
   if (at::in_parallel_region()) return 1;
   return std::min<Index>(at::get_num_threads(), 1 + elements / kGrain);
 }

@@ -1,5 +1,5 @@
-// The operators apa_mmdet::cross_entropy and ::cross_entropy_backward: their schemas and
-// autograd. Shapes are checked in apa_mmdet/ops/cross_entropy.py.
+// The operators apa_mmdet::cross_entropy and ::cross_entropy_backward: their schemas
+// and autograd. Shapes are checked in apa_mmdet/ops/cross_entropy.py.
 
 #include "cross_entropy.h"
 
@@ -118,6 +118,7 @@ struct Loss : torch::autograd::Function<Loss> {
   }
 };
 
+// The backward operator under autograd: its results refuse to be differentiated.
 struct OnlyOnce : torch::autograd::Function<OnlyOnce> {
   static variable_list forward(AutogradContext*, const Tensor& grad,
                                const Tensor& logits, const Tensor& labels,

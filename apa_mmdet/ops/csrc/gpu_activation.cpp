@@ -101,7 +101,7 @@ struct Plan {
   Tensor x;  // dense
   bool flat = false, pixels = false;
   int64_t batch = 1, channels = 1, inner, tile = 1024, block_c = 1, block_i = tile;
-  int64_t steps = 1, rows;  // tiles a program; programs along inner
+  int64_t steps = 1, rows;  // tiles per program; programs along inner
   int warps = 4;
 
   Plan(const Arguments& a, bool is_backward) {
@@ -119,7 +119,7 @@ struct Plan {
     rows = divide_up(inner, block_i);
     if (is_backward && x.numel()) {
       // Few programs write few sums, which matters most if each writes those of many
-      // channels; many use a GPU evenly.
+      // channels; many keep a GPU evenly busy.
       const int64_t all = batch * divide_up(channels, block_c) * rows;
       const int64_t most = std::max<int64_t>(gpu_programs() / (pixels ? 2 : 1), 1);
       steps = std::min(divide_up(all, most), rows);
@@ -284,7 +284,7 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
       launch.run(plan.programs());
     }
     if (num_sums) {
-      // The kernel writes float32 in place of float64.
+      // The kernel cannot write float64.
       const auto narrow = [](const Tensor& tensor) {
         return tensor.defined() && tensor.scalar_type() == at::kDouble
                    ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat))

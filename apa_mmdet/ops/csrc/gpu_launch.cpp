@@ -279,7 +279,7 @@ void Launch::run(std::int64_t programs) {
 
 // ---- Called by gpu_variants.py through ctypes
 extern "C" {
-// Sets the Python functions that compile and launch, and forgets all variants (without
+// Sets the Python functions that compile and launch, and drops all variants (without
 // freeing them: other threads may be using them).
 void apa_mmdet_connect(apa::Compile compile, apa::PythonLaunch launch, bool stand_in,
                        std::int64_t programs) {

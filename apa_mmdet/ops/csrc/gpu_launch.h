@@ -1,8 +1,8 @@
 // Launches Triton kernels from C++, through cuLaunchKernel.
 //
 // A kernel is compiled for each variant: the types of its arguments ("absent" is one),
-// which of them are aligned, and its constants. Python compiles a variant the first time
-// it is needed (apa_mmdet/ops/gpu_variants.py); later launches do not enter Python. A
+// which of them are aligned, and its constants. Python compiles a variant when it is
+// first needed (apa_mmdet/ops/gpu_variants.py); later launches do not enter Python. A
 // variant that cannot be launched from C++ is launched from Python.
 #pragma once
 #include <ATen/ATen.h>
@@ -30,9 +30,9 @@ struct Kernel {
 constexpr int kMaxArguments = 32;
 
 struct VariantKey {
-  std::array<std::uint64_t, 2> types{};  // four bits an argument
+  std::array<std::uint64_t, 2> types{};  // four bits per argument
   std::uint64_t constants = 0;           // eight bits each, powers of two as exponents
-  std::uint32_t aligned = 0;             // a bit an argument
+  std::uint32_t aligned = 0;             // one bit per argument
   std::uint16_t kernel = 0, device = 0;
   bool operator==(const VariantKey& other) const {
     return types == other.types && constants == other.constants &&
@@ -43,8 +43,8 @@ struct VariantKey {
 class Launch {
  public:
   Launch(const Kernel& kernel, const at::Tensor& on);
-  // Arguments that are not set are absent. An aligned pointer is a multiple of 16 bytes,
-  // an aligned number a multiple of 8.
+  // Arguments that are not set are absent. An aligned pointer is a multiple of 16
+  // bytes, an aligned number a multiple of 8.
   void tensor(int argument, const at::Tensor& value, bool aligned = false);
   void real(int argument, double value);
   void integer(int argument, std::int64_t value, bool aligned = false);

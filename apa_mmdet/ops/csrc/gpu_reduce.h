@@ -8,8 +8,8 @@
 namespace apa {
 
 struct Reduction {
-  // (kinds, images * rows, channels); of a lam or kappa for all channels, the first
-  // `totals` of its kind.
+  // (kinds, images * rows, channels); for a lam or kappa that all channels share, only
+  // the first `totals` of its kind are used.
   at::Tensor sums;
   at::Tensor gate, weight, bias;  // factors of the sums
   // For lam, kappa, weight, bias, gate, residual weight and bias; undefined if not

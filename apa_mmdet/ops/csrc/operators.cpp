@@ -64,7 +64,7 @@ Arguments pack_norm_aglu(
 
 // ---- Implementations for each device
 
-// Tests without a GPU send tensors of the CPU along its path.
+// Tests without a GPU send CPU tensors along the GPU path.
 Tensor activation_host(const Arguments& a) {
   return gpu_stand_in() ? activation_gpu(a) : activation_cpu(a);
 }
@@ -116,8 +116,8 @@ struct Forward<implementation, pack> {
   }
 };
 
-// Where a norm uses its batch's statistics, needs the sums that complete the gradient
-// of its input, and has something to put them in.
+// The gradient of a norm's input through its batch's statistics is made of those of
+// weight and bias: requests both, and adds to the norm what it lacks of the two.
 void prepare_statistics(Norm& norm, bool needed, bool& need_weight, bool& need_bias) {
   if (!norm.of_batch || !needed) return;
   if (!norm.weight.defined()) norm.weight = at::ones_like(norm.mean);
@@ -157,7 +157,8 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
           given(8, g.r_bias)};
 }
 
-// The operator for what depends on the statistics in more ways than the activation.
+// The operator for statistics that not only the activation depends on; see
+// apa_mmdet/ops/batch_statistics.py.
 template <auto through_statistics>
 void complete(const Tensor& grad_x, const Tensor& x, const Tensor& weight,
               const Tensor& mean, const Tensor& var, double eps,
@@ -174,7 +175,7 @@ using BackwardSchema = decltype(backward<activation_backward_cpu, through_statis
 
 using NodePtr = decltype(torch::autograd::Edge::function);
 
-// torch changed the pointers that hold nodes between its releases.
+// Releases of torch differ in the smart pointer that holds a node.
 template <typename T>
 auto make_node() {
   if constexpr (std::is_same_v<NodePtr, std::shared_ptr<Node>>) {
@@ -288,7 +289,7 @@ void refuse_forward_mode(const T& argument) {
                               "implemented; use torch.autograd.grad or backward()");
 }
 
-// The operator `name` under autograd, which keeps what its gradients are made of.
+// The operator `name` under autograd, which saves what backward needs.
 template <const char* name, auto pack>
 struct Recorded;
 template <const char* name, typename... Args, Arguments (*pack)(Args...)>
@@ -307,6 +308,7 @@ struct Recorded<name, pack> {
   }
 };
 
+// activation_backward under autograd: its results refuse to be differentiated.
 template <typename Schema>
 struct Refusing;
 template <typename... Args>
