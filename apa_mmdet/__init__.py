@@ -8,7 +8,7 @@ If mmengine is installed, the import first checks that torch, mmcv and mmdet are
 installed and compatible, and then runs :func:`_install`, the complete list of what
 takes effect. Without mmengine nothing takes effect: :mod:`apa_mmdet.ops`,
 :mod:`apa_mmdet.layers`, :mod:`apa_mmdet.conversion` and :mod:`apa_mmdet.optim` then
-need only torch, and :mod:`apa_mmdet.evaluation` only numpy.
+need only torch, and :mod:`apa_mmdet.evaluation` only numpy, pycocotools and tqdm.
 """
 
 from __future__ import annotations

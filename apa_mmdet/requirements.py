@@ -222,7 +222,7 @@ def _refuse(problem: str, command: str) -> NoReturn:
         f"    {command}\n"
         "or, in a checkout of apa_mmdet, `bash tools/setup_env.sh`, which creates a "
         "complete environment. Without mmengine installed, apa_mmdet.ops, .layers, "
-        ".conversion and .evaluation work without MMDetection."
+        ".conversion, .optim and .evaluation work without MMDetection."
     ) from None
 
 

@@ -28,7 +28,7 @@ _TORCH = Path(torch.__file__).parent
 _INCLUDES = (_TORCH / "include", _TORCH / "include/torch/csrc/api/include")
 _FLAGS = (
     *("-O2", "-fPIC", "-w"),
-    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
 )
 _KERNEL_FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast"),

@@ -20,8 +20,8 @@ a training resumes from its last checkpoint. A run that fails does not stop the 
 The table has mean and standard deviation over the seeds and, between any two
 variations, the difference with its 95 % interval: a bootstrap over the validation
 images, pooled over the seeds. A difference is marked if its interval excludes 0, and
-still does when the seeds are drawn as well; a figure, if it is so much better than that
-of every other variation. The figures are those of the config's test_evaluator, an
+still does when the seeds are resampled as well; a figure, if it is so much better than
+that of every other variation. The figures are those of the config's test_evaluator, an
 LVISFastMetric or, for image classifiers, a LongTailAccuracy. Exit code: 1 if the table
 lacks a run, 2 for unusable options.
 """
@@ -203,7 +203,8 @@ def report(measured: Measured, missing: list[str], args: argparse.Namespace) -> 
     legend = (
         "In per cent: mean ± standard deviation over the seeds; differences with 95 % "
         f"intervals over the validation images ({args.num_resamples:,} resamples), "
-        "pooled over the seeds; {} if the interval excludes 0, also with seeds drawn."
+        "pooled over the seeds; {} if the interval excludes 0, also with seeds "
+        "resampled."
     )
     tables = make_tables(runs, compared, "{} *".format)
     text = ["\n".join(aligned(rows)) for rows in tables]

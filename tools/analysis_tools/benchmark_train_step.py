@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+import torch
 from mmengine import Config
 
 import apa_mmdet  # noqa: F401  registers everything
@@ -146,6 +147,7 @@ def measure(args: argparse.Namespace) -> Iterator[list[dict]]:
 def main() -> None:
     """Measure, write and print."""
     args = parse_args()
+    torch.set_flush_denormal(True)  # as tools/train.py does
     facts = machine(args.device)
     about = {name: getattr(args, name) for name in ("batch", "size", "rounds", "amp")}
     path = args.out / f"{args.name}.json"
