@@ -182,7 +182,9 @@ def _build(compiler: str, sources: list[Path], folder: Path, library: Path) -> N
             f"output:\n{output[-2000:]}"
         )
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
         objects = list(pool.map(compiled, sources))
     linked = folder / library.name
     output = _run(

@@ -176,6 +176,18 @@ def test_an_empty_batch_changes_no_average():
     torch.testing.assert_close(ours, steps(two_modules, norm, activation, x))
 
 
+@pytest.mark.parametrize("conv, axes", [("Conv1d", 1), ("Conv3d", 3)])
+def test_other_convolutions_stay_apart(conv, axes):
+    norm_cfg, act_cfg = dict(type="SyncBN"), dict(type="ReLU")
+    layer = ConvModule(
+        3, C, 1, conv_cfg=dict(type=conv), norm_cfg=norm_cfg, act_cfg=act_cfg
+    )
+    model = nn.Sequential(layer).eval()
+    convert_activations(model)
+    assert type(model[0]) is ConvModule and type(model[0].activate) is AGLU
+    assert model(torch.randn(2, 3, *[4] * axes)).shape == (2, C, *[4] * axes)
+
+
 def test_one_value_per_channel_is_refused():
     norm, activation = modules(training=True)
     with pytest.raises(ValueError, match="more than one value per channel"):

@@ -122,6 +122,17 @@ def test_short_rows_are_as_quick_as_long_ones(with_residual):
     assert statistics.median(short / long for short, long in pairs[2:]) < 2
 
 
+def test_no_channels():
+    x, one = torch.zeros(2, 0, 3, 3), torch.ones(1)
+    for small in (torch.ones(0), one):
+        own = [tensor.detach().requires_grad_() for tensor in (x, small, small)]
+        with use_implementation("native"):
+            y = norm_aglu(own[0], *torch.ones(4, 0), 1e-5, *own[1:])
+            y = y + aglu(*own)
+        grads = torch.autograd.grad(y, own, torch.zeros_like(y))
+        assert all(torch.equal(grad, 0 * true) for grad, true in zip(grads, own))
+
+
 def test_extreme_inputs_stay_finite():
     sizes = torch.tensor([0.0, 1e-30, 1.0, 60.0, 90.0, 1e4, 1e15, 3e38])
     x = torch.cat([sizes, -sizes])

@@ -212,6 +212,7 @@ def fuse_conv_modules(model: nn.Module) -> None:
     for module in model.modules():
         if (
             type(module) is ConvModule
+            and not isinstance(module.conv, (nn.Conv1d, nn.Conv3d))  # SyncBN takes any
             and isinstance(module.norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
             and type(getattr(module, "activate", None)) is AGLU
         ):

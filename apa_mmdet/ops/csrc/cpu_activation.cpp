@@ -153,13 +153,30 @@ Tensor reduced(const Tensor& parameter, const Call& call, const Term& term) {
     write(total, is_shared ? 0 : channel, sum);
     sum = 0;
   }
-  if (call.channels == 0) write(total, 0, 0);
   return total;
+}
+
+// The gradients of an input without elements.
+Gradients zero_gradients(const Arguments& a, const Needs& needs) {
+  const auto zeros = [](bool needed, const Tensor& tensor) {
+    return needed ? at::zeros_like(tensor) : Tensor();
+  };
+  const Norm &norm = a.norm, &other = a.residual_norm;
+  return {zeros(needs.x, a.x),
+          zeros(needs.lam, a.lam),
+          zeros(needs.kappa, a.kappa),
+          zeros(needs.weight, norm.weight),
+          zeros(needs.bias, norm.bias),
+          zeros(needs.gate, a.gate),
+          zeros(needs.residual, a.residual),
+          zeros(needs.r_weight, other.weight),
+          zeros(needs.r_bias, other.bias)};
 }
 
 }  // namespace
 
 Tensor activation_cpu(const Arguments& a) {
+  if (a.x.numel() == 0) return at::empty_like(a.x);
   Prepared prepared(a);
   Tensor out = at::empty_like(prepared.x);
   prepared.call.out = out.mutable_data_ptr();
@@ -169,6 +186,7 @@ Tensor activation_cpu(const Arguments& a) {
 
 Gradients activation_backward_cpu(const Arguments& a, const Tensor& grad_output,
                                   const Needs& needs) {
+  if (a.x.numel() == 0) return zero_gradients(a, needs);
   Prepared prepared(a);
   Call& call = prepared.call;
   const Tensor grad = like(grad_output, prepared.x);

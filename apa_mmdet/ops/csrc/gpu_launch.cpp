@@ -255,7 +255,7 @@ void Launch::run(std::int64_t programs) {
   void* stream = nullptr;
   if (cuda.current_stream && !stand_in)
     TORCH_CHECK(cuda.current_stream(key_.device, &stream) == 0,
-                "torch does not tell its current stream");
+                "cannot get torch's current stream");
   num_launches.fetch_add(1, std::memory_order_relaxed);
   if (!compiled.function) {
     char error[1024] = "";
