@@ -2,6 +2,7 @@
 // the gradients of the small tensors.
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <cmath>
