@@ -169,6 +169,14 @@ def test_keeps_only_its_input_while_statistics_train():
     assert saved_bytes(lambda: activation(norm(x * 1)), inputs) > 1.9 * size
 
 
+def test_statistics_are_not_rounded_to_the_dtype_of_the_input():
+    norm, activation = modules(training=True, track_running_stats=False)
+    x = (torch.randn(N, C, H, W) + 20).bfloat16()
+    y = norm_activation(x, norm, activation)
+    true = activation.double()(norm.double()(x.double()))
+    torch.testing.assert_close(y.double(), true, rtol=8e-3, atol=8e-3)
+
+
 def test_an_empty_batch_changes_no_average():
     norm, activation = modules(training=True)
     x = torch.randn(0, C, H, W)

@@ -159,10 +159,15 @@ def _with_statistics(x: Tensor, norm: nn.Module, shared: bool = False) -> tuple:
             if norm.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(norm.num_batches_tracked)
     with torch.no_grad():
-        if group is None and x.numel():
-            mean, var = torch.batch_norm_update_stats(x, *running, momentum)
-        elif group is None:  # an empty batch, which torch's modules accept
-            mean = var = x.new_zeros(x.shape[1], dtype=compute_dtype(x))
+        if group is None:
+            if running[0] is None or not x.numel():
+                # Running statistics set the dtype of the batch's. An empty batch, which
+                # torch's modules accept, changes none.
+                running = mean, var = x.new_zeros(
+                    (2, x.shape[1]), dtype=compute_dtype(x)
+                )
+            if x.numel():
+                mean, var = torch.batch_norm_update_stats(x, *running, momentum)
         else:
             mean, var, count = shared_statistics(x, group)
             if running[0] is not None:
