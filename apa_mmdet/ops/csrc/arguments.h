@@ -46,6 +46,23 @@ struct Gradients {
   Tensor x, lam, kappa, weight, bias, gate, residual, r_weight, r_bias;
 };
 
+// What `make` returns for each argument whose gradient is needed.
+template <typename Make>
+Gradients gradients_like(const Arguments& a, const Needs& needs, const Make& make) {
+  const auto like = [&](bool needed, const Tensor& argument) {
+    return needed ? make(argument) : Tensor();
+  };
+  return {like(needs.x, a.x),
+          like(needs.lam, a.lam),
+          like(needs.kappa, a.kappa),
+          like(needs.weight, a.norm.weight),
+          like(needs.bias, a.norm.bias),
+          like(needs.gate, a.gate),
+          like(needs.residual, a.residual),
+          like(needs.r_weight, a.residual_norm.weight),
+          like(needs.r_bias, a.residual_norm.bias)};
+}
+
 Tensor activation_cpu(const Arguments&);
 Gradients activation_backward_cpu(const Arguments&, const Tensor& grad, const Needs&);
 Tensor activation_gpu(const Arguments&);

@@ -157,23 +157,6 @@ Tensor reduced(const Tensor& parameter, const Call& call, const Term& term) {
   return total;
 }
 
-// The gradients of an input without elements.
-Gradients zero_gradients(const Arguments& a, const Needs& needs) {
-  const auto zeros = [](bool needed, const Tensor& tensor) {
-    return needed ? at::zeros_like(tensor) : Tensor();
-  };
-  const Norm &norm = a.norm, &other = a.residual_norm;
-  return {zeros(needs.x, a.x),
-          zeros(needs.lam, a.lam),
-          zeros(needs.kappa, a.kappa),
-          zeros(needs.weight, norm.weight),
-          zeros(needs.bias, norm.bias),
-          zeros(needs.gate, a.gate),
-          zeros(needs.residual, a.residual),
-          zeros(needs.r_weight, other.weight),
-          zeros(needs.r_bias, other.bias)};
-}
-
 }  // namespace
 
 Tensor activation_cpu(const Arguments& a) {
@@ -187,7 +170,9 @@ Tensor activation_cpu(const Arguments& a) {
 
 Gradients activation_backward_cpu(const Arguments& a, const Tensor& grad_output,
                                   const Needs& needs) {
-  if (a.x.numel() == 0) return zero_gradients(a, needs);
+  if (a.x.numel() == 0) {
+    return gradients_like(a, needs, [](const Tensor& t) { return at::zeros_like(t); });
+  }
   Prepared prepared(a);
   Call& call = prepared.call;
   const Tensor grad = like(grad_output, prepared.x);

@@ -78,18 +78,7 @@ Tensor activation_meta(const Arguments& a) { return at::empty_like(a.x); }
 
 Gradients activation_backward_meta(const Arguments& a, const Tensor&,
                                    const Needs& needs) {
-  const auto like = [](bool needed, const Tensor& t) {
-    return needed ? at::empty_like(t) : Tensor();
-  };
-  return {like(needs.x, a.x),
-          like(needs.lam, a.lam),
-          like(needs.kappa, a.kappa),
-          like(needs.weight, a.norm.weight),
-          like(needs.bias, a.norm.bias),
-          like(needs.gate, a.gate),
-          like(needs.residual, a.residual),
-          like(needs.r_weight, a.residual_norm.weight),
-          like(needs.r_bias, a.residual_norm.bias)};
+  return gradients_like(a, needs, [](const Tensor& t) { return at::empty_like(t); });
 }
 
 Tensor through_statistics_meta(const Tensor& grad_x, const Tensor&, const Norm&,
