@@ -6,8 +6,8 @@
 //
 //   L = max(t, 0) + ln(1 + E), APA = exp(-L / lam)
 //   s = sigmoid(t) = E / (1 + E) for t <= 0, 1 / (1 + E) otherwise
-//   ln(1 + E) = 2y + 2y^3 * (1/3 + y^2/5 + y^4/7 + ...),  y = E / (2 + E) <= 1/3
-//   L - s = E^2 / ((1 + E) * (2 + E)) + 2y^3 * (...) for t <= 0, where it would cancel
+//   ln(1 + E) = E / (1 + E) + E^2 * g(E), with g a polynomial
+//   L - s = E^2 * g(E) for t <= 0, where the difference would cancel
 //
 // so that an element costs two exponentials and, in backward, one division. Below
 // lam = 1e-4, including zero, the same is formed from E = exp(-kappa * z) and
@@ -17,6 +17,7 @@
 // not depend on the number of threads.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -34,7 +35,6 @@ namespace {
 
 constexpr Index kChunk = 1 << 13;  // elements worked on at a time by one thread
 constexpr Index kMaxChunks = 256;  // of rows, where each chunk has sums per channel
-constexpr float kFar = 125.0f;     // 2^-126 is the smallest normal number
 
 // A CPU takes a hundred times as long for subnormal numbers, of which a ReLU-like kappa
 // makes many.
@@ -65,42 +65,47 @@ inline void store(float value, BFloat16* to) {
   to->bits = static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0);
 }
 
-// 2^-x for x >= 0: 0 beyond kFar, NaN for NaN. The integer part goes to the exponent's
-// bits; the polynomial is fitted to 2^f on [-1/2, 1/2], to 2e-8 relative.
+// The larger of x and 0; 0 for a negative NaN. On integers, which have an instruction
+// for it: that of floating-point numbers does not keep NaN.
+INLINE float positive(float x) {
+  std::int32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits = bits > 0 ? bits : 0;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// 2^-x for x >= 0: 0 from 127 on, subnormal (flushed to 0) from 126 on, NaN for NaN.
+// The integer part goes to the exponent's bits; the polynomial is fitted to 2^f on
+// [-1/2, 1/2], to 2e-8 relative.
 INLINE float exp2_neg(float x) {
-  const float held = x > kFar ? kFar : x;
+  x = x > 127.0f ? 127.0f : x;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float shifted = magic - held;
-  const float f = (magic - shifted) - held;
+  const float shifted = magic - x;
+  const float f = (magic - shifted) - x;
+  const float f2 = f * f;
   float p = 0.00015453163f;
-  p = p * f + 0.0013390863f;
-  p = p * f + 0.009618083f;
-  p = p * f + 0.05550357f;
-  p = p * f + 0.2402265f;
-  p = p * f + 0.6931472f;
-  p = p * f + 1.0f;
+  p = p * f2 + (0.0013390863f * f + 0.009618083f);
+  p = p * f2 + (0.05550357f * f + 0.2402265f);
+  p = p * f2 + (0.6931472f * f + 1.0f);
   std::uint32_t power, bits;
   std::memcpy(&power, &shifted, 4);
   std::memcpy(&bits, &p, 4);
   bits += power << 23;
   std::memcpy(&p, &bits, 4);
-  return x >= kFar ? 0.0f : p;
+  return p;
 }
 
 // APA(z). ln(1 + E) is a polynomial of degree 9 on [0, 1], to 5e-8 relative.
 INLINE float apa(float z, float lb_lam, float lb_kappa, float inv_lam) {
   const float t = lb_lam - lb_kappa * z;  // in base 2, as L
-  const float E = exp2_neg(t < 0 ? -t : t);
-  float L = 0.007395402f;
-  L = L * E - 0.04194501f;
-  L = L * E + 0.111832075f;
-  L = L * E - 0.19623895f;
-  L = L * E + 0.2752212f;
-  L = L * E - 0.35829908f;
-  L = L * E + 0.4806789f;
-  L = L * E - 0.7213395f;
-  L = L * E + 1.442695f;
-  L = L * E + (t > 0 ? t : 0.0f);
+  const float E = exp2_neg(std::fabs(t));
+  const float E2 = E * E;
+  float L = 0.007395402f * E - 0.04194501f;
+  L = L * E2 + (0.111832075f * E - 0.19623895f);
+  L = L * E2 + (0.2752212f * E - 0.35829908f);
+  L = L * E2 + (0.4806789f * E - 0.7213395f);
+  L = L * E2 + (1.442695f * E + positive(t));
   return exp2_neg(L * inv_lam);
 }
 
@@ -129,30 +134,44 @@ constexpr bool is_bent(Form form) {
   return form == kAgluBent || form == kAffineBent || form == kResidualBent;
 }
 
+// The coefficients of one element.
+struct Values {
+  float lb_lam, inv_lam, lb_kappa, center, scale, shift, residual_center, residual_scale;
+  float slope, bound;
+};
+
+template <Form kForm>
+INLINE Values values(const Coefficients& c, Index i) {
+  Values v{c.lb_lam[i], c.inv_lam[i], c.lb_kappa[i], 0, 1, 0, 0, 1, c.slope, c.bound};
+  if (is_affine(kForm)) {
+    v.center = c.center[i];
+    v.scale = c.scale[i];
+    v.shift = c.shift[i];
+  }
+  if (has_residual(kForm)) {
+    v.residual_center = c.residual_center[i];
+    v.residual_scale = c.residual_scale[i];
+  }
+  return v;
+}
+
 // z, and what it is made of, centered.
 struct Input {
   float z, x, residual;
 };
 
-template <Form kForm, bool kEach, typename T>
-INLINE Input input(const T* x, const T* residual, const Coefficients& c, Index i) {
-  const Index k = kEach ? i : 0;
-  Input in{load(x[i]), 0, 0};
+template <Form kForm, typename T>
+INLINE Input input(const T* x, const T* residual, const Values& v) {
+  Input in{load(*x), 0, 0};
   if (is_affine(kForm)) {
-    in.x = in.z - c.center[k];
-    in.z = c.scale[k] * in.x + c.shift[k];
+    in.x = in.z - v.center;
+    in.z = v.scale * in.x + v.shift;
   }
   if (has_residual(kForm)) {
-    in.residual = load(residual[i]) - c.residual_center[k];
-    in.z += c.residual_scale[k] * in.residual;
+    in.residual = load(*residual) - v.residual_center;
+    in.z += v.residual_scale * in.residual;
   }
   return in;
-}
-
-// AGLU with slope, before the bound.
-INLINE float bent(float z, float p, float slope) {
-  const float y = z * p;
-  return y + slope * (z - y);
 }
 
 // The arithmetic on one cache line fills a core's out-of-order window, so it would ask
@@ -165,25 +184,33 @@ inline void fetch(const T* from) {
     __builtin_prefetch(from + kAhead + i);
 }
 
+template <Form kForm, Lam kLam, typename T>
+INLINE void forward(const T* x, const T* residual, T* out, const Values& v) {
+  const float z = input<kForm>(x, residual, v).z;
+  float p = kLam == kSmall ? small_apa(z, v.inv_lam, v.lb_kappa)
+                           : apa(z, v.lb_lam, v.lb_kappa, v.inv_lam);
+  if (kLam == kMixed) {
+    const float other = small_apa(z, v.inv_lam, v.lb_kappa);
+    p = v.lb_lam == kIsSmall ? other : p;
+  }
+  if (is_bent(kForm)) p = (1.0f - v.slope) * p + v.slope;
+  float y = kForm == kApa ? (z == z ? p : z) : z * p;
+  if (is_bent(kForm)) y = y > v.bound ? v.bound : y;
+  store(y, out);
+}
+
 template <Form kForm, bool kEach, Lam kLam, typename T>
 INLINE void forward_block(
     const T* x, const T* residual, T* out, const Coefficients c, Index n) {
+  const Values v = values<kForm>(c, 0);
+  if (kEach) {
 #pragma omp simd
-  for (Index i = 0; i < n; ++i) {
-    const Index k = kEach ? i : 0;
-    const float z = input<kForm, kEach>(x, residual, c, i).z;
-    float p = kLam == kSmall ? small_apa(z, c.inv_lam[k], c.lb_kappa[k])
-                             : apa(z, c.lb_lam[k], c.lb_kappa[k], c.inv_lam[k]);
-    if (kLam == kMixed) {
-      const float other = small_apa(z, c.inv_lam[k], c.lb_kappa[k]);
-      p = c.lb_lam[k] == kIsSmall ? other : p;
-    }
-    float y = kForm == kApa ? (z == z ? p : z) : z * p;
-    if (is_bent(kForm)) {
-      y = bent(z, p, c.slope);
-      y = y > c.bound ? c.bound : y;
-    }
-    store(y, out + i);
+    for (Index i = 0; i < n; ++i)
+      forward<kForm, kLam>(x + i, residual + i, out + i, values<kForm>(c, i));
+  } else {
+#pragma omp simd
+    for (Index i = 0; i < n; ++i)
+      forward<kForm, kLam>(x + i, residual + i, out + i, v);
   }
 }
 
@@ -216,27 +243,21 @@ INLINE Slopes slopes(float z, float lb_lam, float lb_kappa, float inv_lam) {
   constexpr float kLn2 = 0.6931472f, kLb = 1.442695f;
   float t = lb_lam - lb_kappa * z;
   t = t > 1e25f ? 1e25f : t;  // APA is 0 long before, and L stays finite
-  const float E = exp2_neg(t < 0 ? -t : t);
-  const float q = 1.0f / ((1.0f + E) * (2.0f + E));
-  const float inverse = (2.0f + E) * q;  // 1 / (1 + E)
-  const float y = E * (1.0f + E) * q;
-  const float y2 = y * y;
-  float tail = 0.268515f;  // fitted to 2/3 + 2/5 * y2 + ..., to 4e-7 relative
-  tail = tail * y2 + 0.2823662f;
-  tail = tail * y2 + 0.4000756f;
-  tail = tail * y2 + 0.6666664f;
-  const float L = (t > 0 ? t : 0.0f) * kLn2 + (2.0f * y + y * y2 * tail);
+  const float E = exp2_neg(std::fabs(t)), inverse = 1.0f / (1.0f + E);
+  const float E2 = E * E;
+  float g = 0.105378844f - 0.016883044f * E;  // to 2e-7 relative, and L to 1e-8
+  g = g * E2 + (0.54833686f - 0.30329126f * E);
+  g = g * E2 + (0.7995015f - 0.72822744f * E);
+  g = g * E2 + (0.74952555f - 0.79454404f * E);
+  g = g * E2 + (0.4999999f - 0.6666497f * E);
+  const float L = positive(t) * kLn2 + E * (E * g + inverse);
+  const float e = E * inv_lam;  // E^2 may underflow where E^2 / lam^2 does not
   const bool is_left = t > 0;
   Slopes of;
   of.p = exp2_neg(L * (kLb * inv_lam));
-  of.s = (is_left ? inverse : E * inverse) * inv_lam;
+  of.s = (is_left ? inv_lam : e) * inverse;
   of.m = 0;
-  if (kNeedParams) {
-    // E^2 may underflow where E^2 / lam^2 does not.
-    const float e = E * inv_lam, v = y * inv_lam;
-    const float m = e * e * q + v * v * (y * tail);
-    of.m = is_left ? (L * inv_lam - of.s) * inv_lam : m;
-  }
+  if (kNeedParams) of.m = is_left ? (L * inv_lam - of.s) * inv_lam : e * e * g;
   return of;
 }
 
@@ -254,31 +275,30 @@ INLINE Slopes small_slopes(float z, float lam, float lb_kappa) {
 
 // Gradients of z, and of each element's lam and kappa.
 template <Form kForm, bool kNeedParams, Lam kLam>
-INLINE void gradient(float z, float grad, float lb_lam, float lb_kappa, float inv_lam,
-                     float slope, float bound, float* grad_z, float* lam,
+INLINE void gradient(float z, float grad, const Values& v, float* grad_z, float* lam,
                      float* kappa) {
   constexpr float kLn2 = 0.6931472f;
-  Slopes of = kLam == kSmall ? small_slopes<kNeedParams>(z, inv_lam, lb_kappa)
-                             : slopes<kNeedParams>(z, lb_lam, lb_kappa, inv_lam);
+  Slopes of = kLam == kSmall
+                  ? small_slopes<kNeedParams>(z, v.inv_lam, v.lb_kappa)
+                  : slopes<kNeedParams>(z, v.lb_lam, v.lb_kappa, v.inv_lam);
   if (kLam == kMixed) {
-    const Slopes other = small_slopes<kNeedParams>(z, inv_lam, lb_kappa);
-    const bool is_small = lb_lam == kIsSmall;
+    const Slopes other = small_slopes<kNeedParams>(z, v.inv_lam, v.lb_kappa);
+    const bool is_small = v.lb_lam == kIsSmall;
     of.p = is_small ? other.p : of.p;
     of.s = is_small ? other.s : of.s;
     of.m = is_small ? other.m : of.m;
   }
-  float straight = 0;
+  float gp = grad * of.p, straight = gp;
   if (is_bent(kForm)) {
-    grad = bent(z, of.p, slope) > bound ? 0.0f : grad;
-    straight = slope * grad;
-    grad -= straight;
+    const float share = (1.0f - v.slope) * of.p + v.slope;
+    const bool is_below = !(z * share > v.bound);
+    straight = is_below ? grad * share : 0.0f;
+    gp = is_below ? (1.0f - v.slope) * gp : 0.0f;
   }
-  float gp = grad * of.p;
   if (kForm == kApa) gp = z == z ? gp : z;
   const float gpz = kForm == kApa ? gp : gp * z;
   const float gpzs = gpz * of.s;
-  *grad_z = (kForm == kApa ? 0.0f : gp) + gpzs * (kLn2 * lb_kappa);
-  if (is_bent(kForm)) *grad_z += straight;
+  *grad_z = (kForm == kApa ? 0.0f : straight) + gpzs * (kLn2 * v.lb_kappa);
   if (kNeedParams) {
     *lam = gpz * of.m;
     *kappa = gpzs * z;
@@ -291,15 +311,12 @@ __attribute__((noinline)) void backward_block(
     const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,
     const Coefficients c, Index n, double* sums) {
   float lam = 0, kappa = 0, shift = 0, scale = 0, residual_scale = 0;
-  const float lb_lam = *c.lb_lam, inv_lam = *c.inv_lam, lb_kappa = *c.lb_kappa;
-  const float a = is_affine(kForm) ? *c.scale : 1.0f;
-  const float b = has_residual(kForm) ? *c.residual_scale : 1.0f;
+  const Values v = values<kForm>(c, 0);
 #pragma omp simd reduction(+ : lam, kappa, shift, scale, residual_scale)
   for (Index i = 0; i < n; ++i) {
-    const Input in = input<kForm, false>(x, residual, c, i);
+    const Input in = input<kForm>(x + i, residual + i, v);
     float gz, gl = 0, gk = 0;
-    gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), lb_lam, lb_kappa, inv_lam,
-                                       c.slope, c.bound, &gz, &gl, &gk);
+    gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), v, &gz, &gl, &gk);
     if (kNeedParams) {
       lam += gl;
       kappa += gk;
@@ -310,9 +327,9 @@ __attribute__((noinline)) void backward_block(
     }
     if (has_residual(kForm)) {
       residual_scale += gz * in.residual;
-      store(gz * b, grad_residual + i);
+      store(gz * v.residual_scale, grad_residual + i);
     }
-    store(gz * a, grad_x + i);
+    store(gz * v.scale, grad_x + i);
   }
   const float totals[kSums] = {lam, kappa, shift, scale, residual_scale};
   for (int i = 0; i < kSums; ++i) sums[i] += totals[i];
@@ -349,10 +366,10 @@ void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
                    T* grad_residual, const Coefficients c, Index n, float* sums) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
-    const Input in = input<kForm, true>(x, residual, c, i);
+    const Values v = values<kForm>(c, i);
+    const Input in = input<kForm>(x + i, residual + i, v);
     float gz, gl = 0, gk = 0;
-    gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), c.lb_lam[i], c.lb_kappa[i],
-                                       c.inv_lam[i], c.slope, c.bound, &gz, &gl, &gk);
+    gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), v, &gz, &gl, &gk);
     if (kNeedParams) {
       sums[i] += gl;
       sums[n + i] += gk;
@@ -363,9 +380,9 @@ void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
     }
     if (has_residual(kForm)) {
       sums[4 * n + i] += gz * in.residual;
-      store(gz * c.residual_scale[i], grad_residual + i);
+      store(gz * v.residual_scale, grad_residual + i);
     }
-    store(gz * (is_affine(kForm) ? c.scale[i] : 1.0f), grad_x + i);
+    store(gz * v.scale, grad_x + i);
   }
 }
 
