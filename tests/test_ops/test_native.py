@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from apa_mmdet.layers import AGLU
@@ -120,6 +121,30 @@ def test_short_rows_are_as_quick_as_long_ones(with_residual):
 
     pairs = [(seconds(200), seconds(256)) for _ in range(17)]
     assert statistics.median(short / long for short, long in pairs[2:]) < 2
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("form", ["aglu", "norm", "residual"])
+def test_kernels_are_vectorized(layout, form):
+    # A loop that the compiler left scalar takes ten times as long or more.
+    x, residual, grad = (LAYOUTS[layout](t) for t in torch.randn(3, 1, 256, 32, 32))
+    small = torch.ones(256)
+    lam, kappa = small.clone().requires_grad_(), small.clone().requires_grad_()
+    norm = small, small, small, small, 1e-5
+    calls = {
+        "aglu": lambda x: aglu(x, lam, kappa),
+        "norm": lambda x: norm_aglu(x, *norm, lam, kappa),
+        "residual": lambda x: norm_aglu(x, *norm, lam, kappa, None, residual),
+    }
+
+    def seconds(function):
+        own = x.detach().requires_grad_()
+        start = time.perf_counter()
+        function(own).backward(grad)
+        return time.perf_counter() - start
+
+    pairs = [(seconds(calls[form]), seconds(F.silu)) for _ in range(17)]
+    assert statistics.median(ours / silu for ours, silu in pairs[2:]) < 6
 
 
 def test_no_channels():

@@ -1,12 +1,9 @@
 // AGLU and APA on a CPU: from tensors to a call of the kernels, and from their sums to
 // the gradients of the small tensors.
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <algorithm>
-#include <cmath>
-#include <vector>
+#include <numeric>
 
 #include "cpu_tensors.h"
 
@@ -17,20 +14,22 @@ using namespace cpu;
 
 // A norm as scale * (x - center) + shift, per channel.
 struct Folded {
-  double scale, shift, rstd;
+  Values center, rstd, scale, shift;
+  Folded() = default;
+  Folded(const Norm& norm, Index channels)
+      : center(values(norm.mean, channels, 0)),
+        rstd(inverse_deviations(norm, channels)),
+        scale(product(values(norm.weight, channels, 1), rstd)),
+        shift(values(norm.bias, channels, 0)) {}
 };
-Folded folded(const Norm& norm, Index channel) {
-  if (!norm.defined()) return {1, 0, 1};
-  const double rstd = 1 / std::sqrt(read(norm.var, channel) + norm.eps);
-  const double weight = norm.weight.defined() ? read(norm.weight, channel) : 1;
-  return {weight * rstd, norm.bias.defined() ? read(norm.bias, channel) : 0, rstd};
-}
 
 // A call with its coefficients, which live as long as it does.
 class Prepared {
  public:
   Call call;
   Tensor x, residual;
+  Folded norm, residual_norm;
+  Values gate;  // for each image and channel, or empty
 
   explicit Prepared(const Arguments& a) : a_(a) {
     const bool is_affine = a.norm.defined();
@@ -64,7 +63,6 @@ class Prepared {
  private:
   const Arguments& a_;
   std::vector<float> storage_;
-  float single_[3];
 
   void set_shape(bool channels_last) {
     const auto sizes = x.sizes();
@@ -86,75 +84,63 @@ class Prepared {
     Coefficients& c = call.coefficients;
     c.slope = a_.slope;
     c.bound = a_.bound;
-    const Index channels = call.channels, rows = call.batch * channels;
+    const Index channels = call.channels;
     const bool is_affine = a_.norm.defined(), is_sum = a_.residual.defined();
-    float* next = single_;
-    if (channels > 1 || is_affine) {
-      storage_.resize(3 * channels + is_affine * (channels + 2 * rows) +
-                      is_sum * 2 * channels);
-      next = storage_.data();
-    }
+    call.gated = a_.gate.defined();
+    const Index rows = call.gated ? call.batch * channels : channels;
+    storage_.resize(3 * channels + is_affine * (channels + 2 * rows) +
+                    is_sum * 2 * channels);
+    float* next = storage_.data();
     const auto take = [&](Index size) {
       float* const taken = next;
       next += size;
       return taken;
     };
-    float *const lb_lam = take(channels), *const inv_lam = take(channels);
-    float* const lb_kappa = take(channels);
-    for (Index i = 0; i < channels; ++i) {
-      const float lam = std::max<float>(read(a_.lam, i), 0);
+    const auto copy = [&](const Values& from) {
+      float* const taken = take(channels);
+      std::copy(from.begin(), from.end(), taken);
+      std::fill(taken + from.size(), taken + channels, from.front());  // if shared
+      return taken;
+    };
+    Values lb_lam = values(a_.lam, 1, 0), inv_lam = lb_lam;
+    for (size_t i = 0; i < lb_lam.size(); ++i) {
+      const float lam = std::max<float>(lb_lam[i], 0);
       const bool is_small = lam < kSmallLam;
       lb_lam[i] = is_small ? kIsSmall : std::log2(lam);
       inv_lam[i] = is_small ? lam : 1 / lam;
-      lb_kappa[i] = read(a_.kappa, i) * 1.4426950408889634;
     }
-    c.lb_lam = lb_lam;
-    c.inv_lam = inv_lam;
-    c.lb_kappa = lb_kappa;
+    Values lb_kappa = values(a_.kappa, 1, 0);
+    for (double& each : lb_kappa) each *= 1.4426950408889634;
+    c.lb_lam = copy(lb_lam);
+    c.inv_lam = copy(inv_lam);
+    c.lb_kappa = copy(lb_kappa);
     if (!is_affine) return;
-    float *const center = take(channels), *const scale = take(rows);
-    float* const shift = take(rows);
-    float *residual_center = nullptr, *residual_scale = nullptr;
-    if (is_sum) {
-      residual_center = take(channels);
-      residual_scale = take(channels);
-    }
-    for (Index i = 0; i < channels; ++i) {
-      const Folded norm = folded(a_.norm, i), other = folded(a_.residual_norm, i);
-      center[i] = read(a_.norm.mean, i);
-      for (Index image = 0; image < call.batch; ++image) {
-        const double gate = a_.gate.defined() ? read(a_.gate, image, i) : 1;
-        scale[image * channels + i] = gate * norm.scale;
-        shift[image * channels + i] = gate * norm.shift + other.shift;
+    norm = Folded(a_.norm, channels);
+    c.center = copy(norm.center);
+    float *const scale = take(rows), *const shift = take(rows);
+    if (call.gated) gate = values(a_.gate, rows, 1);
+    residual_norm = Folded(a_.residual_norm, channels);
+    for (Index row = 0; row < rows; row += channels) {
+      for (Index i = 0; i < channels; ++i) {
+        const double factor = call.gated ? gate[row + i] : 1;
+        scale[row + i] = factor * norm.scale[i];
+        shift[row + i] = factor * norm.shift[i] + residual_norm.shift[i];
       }
-      if (!is_sum) continue;
-      residual_scale[i] = other.scale;
-      residual_center[i] =
-          a_.residual_norm.defined() ? read(a_.residual_norm.mean, i) : 0;
     }
-    c.center = center;
     c.scale = scale;
     c.shift = shift;
-    c.residual_center = residual_center;
-    c.residual_scale = residual_scale;
+    if (!is_sum) return;
+    c.residual_center = copy(residual_norm.center);
+    c.residual_scale = copy(residual_norm.scale);
   }
 };
 
-// A kernel's sums (batch, channels), reduced to the shape of a parameter.
-template <typename Term>
-Tensor reduced(const Tensor& parameter, const Call& call, const Term& term) {
-  const Tensor total = at::empty(parameter.sizes(), parameter.options());
-  const bool is_shared = parameter.size(0) == 1;
-  double sum = 0;
-  for (Index channel = 0; channel < call.channels; ++channel) {
-    for (Index image = 0; image < call.batch; ++image) {
-      sum += term(image, channel);
-    }
-    if (is_shared && channel + 1 < call.channels) continue;
-    write(total, is_shared ? 0 : channel, sum);
-    sum = 0;
+// The gradient of a parameter (C,), or of the one that all channels share.
+Tensor reduced(const Tensor& parameter, Values of_channels) {
+  if (parameter.size(0) == 1) {
+    of_channels = {std::accumulate(of_channels.begin(), of_channels.end(), 0.0)};
   }
-  return total;
+  return stored(of_channels, parameter);
 }
 
 }  // namespace
@@ -191,58 +177,41 @@ Gradients activation_backward_cpu(const Arguments& a, const Tensor& grad_output,
   call.sums = sums.data();
   prepared.run();
 
-  const auto sum = [&](Sum which, Index image, Index channel) {
-    return sums[which * rows + image * call.channels + channel];
-  };
-  const auto gate = [&](Index image, Index channel) {
-    return a.gate.defined() ? read(a.gate, image, channel) : 1.0;
+  const auto sum = [&](Sum which) { return sums.data() + which * rows; };
+  // Each channel's sum over the images, in each of which it counts `weights` times.
+  const auto total = [&](Sum which, const Values& weights) {
+    Values result(call.channels);
+    for (Index row = 0; row < rows; row += call.channels)
+      for (Index i = 0; i < call.channels; ++i)
+        result[i] += (weights.empty() ? 1 : weights[row + i]) * sum(which)[row + i];
+    return result;
   };
   Gradients result;
+  const Norm &norm = a.norm, &other = a.residual_norm;
   if (needs.x) result.x = like(grad_x, a.x);
   if (needs.residual) result.residual = like(grad_residual, a.residual);
-  if (needs.lam) {
-    result.lam = reduced(a.lam, call, [&](Index image, Index channel) {
-      return sum(kOfLam, image, channel);
-    });
-  }
-  if (needs.kappa) {
-    result.kappa = reduced(a.kappa, call, [&](Index image, Index channel) {
-      return sum(kOfKappa, image, channel);
-    });
-  }
+  if (needs.lam) result.lam = reduced(a.lam, total(kOfLam, {}));
+  if (needs.kappa) result.kappa = reduced(a.kappa, total(kOfKappa, {}));
   if (needs.weight) {
-    result.weight = reduced(a.norm.weight, call, [&](Index image, Index channel) {
-      return gate(image, channel) * folded(a.norm, channel).rstd *
-             sum(kOfScale, image, channel);
-    });
+    const Values of_scale = total(kOfScale, prepared.gate);
+    result.weight = reduced(norm.weight, product(of_scale, prepared.norm.rstd));
   }
-  if (needs.bias) {
-    result.bias = reduced(a.norm.bias, call, [&](Index image, Index channel) {
-      return gate(image, channel) * sum(kOfShift, image, channel);
-    });
-  }
+  if (needs.bias) result.bias = reduced(norm.bias, total(kOfShift, prepared.gate));
   if (needs.r_weight) {
-    const Norm& norm = a.residual_norm;
-    result.r_weight = reduced(norm.weight, call, [&](Index image, Index channel) {
-      return folded(norm, channel).rstd * sum(kOfResidualScale, image, channel);
-    });
+    const Values of_scale = total(kOfResidualScale, {});
+    result.r_weight =
+        reduced(other.weight, product(of_scale, prepared.residual_norm.rstd));
   }
-  if (needs.r_bias) {
-    const Tensor& bias = a.residual_norm.bias;
-    result.r_bias = reduced(bias, call, [&](Index image, Index channel) {
-      return sum(kOfShift, image, channel);
-    });
-  }
+  if (needs.r_bias) result.r_bias = reduced(other.bias, total(kOfShift, {}));
   if (needs.gate) {
-    result.gate = at::empty(a.gate.sizes(), a.gate.options());
-    for (Index image = 0; image < call.batch; ++image) {
-      for (Index channel = 0; channel < call.channels; ++channel) {
-        const Folded norm = folded(a.norm, channel);
-        write(result.gate, image * call.channels + channel,
-              norm.scale * sum(kOfScale, image, channel) +
-                  norm.shift * sum(kOfShift, image, channel));
+    Values of_gate(rows);
+    for (Index row = 0; row < rows; row += call.channels) {
+      for (Index i = 0; i < call.channels; ++i) {
+        of_gate[row + i] = prepared.norm.scale[i] * sum(kOfScale)[row + i] +
+                           prepared.norm.shift[i] * sum(kOfShift)[row + i];
       }
     }
+    result.gate = stored(of_gate, a.gate);
   }
   return result;
 }

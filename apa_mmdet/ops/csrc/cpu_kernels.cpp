@@ -134,25 +134,25 @@ constexpr bool is_bent(Form form) {
   return form == kAgluBent || form == kAffineBent || form == kResidualBent;
 }
 
-// The coefficients of one element.
-struct Values {
+// The coefficients of one element. Loops over a struct that is first filled and then
+// changed are not vectorized.
+struct Scalars {
   float lb_lam, inv_lam, lb_kappa, center, scale, shift, residual_center, residual_scale;
   float slope, bound;
 };
 
 template <Form kForm>
-INLINE Values values(const Coefficients& c, Index i) {
-  Values v{c.lb_lam[i], c.inv_lam[i], c.lb_kappa[i], 0, 1, 0, 0, 1, c.slope, c.bound};
-  if (is_affine(kForm)) {
-    v.center = c.center[i];
-    v.scale = c.scale[i];
-    v.shift = c.shift[i];
-  }
-  if (has_residual(kForm)) {
-    v.residual_center = c.residual_center[i];
-    v.residual_scale = c.residual_scale[i];
-  }
-  return v;
+INLINE Scalars scalars(const Coefficients& c, Index i) {
+  return {c.lb_lam[i],
+          c.inv_lam[i],
+          c.lb_kappa[i],
+          is_affine(kForm) ? c.center[i] : 0.0f,
+          is_affine(kForm) ? c.scale[i] : 1.0f,
+          is_affine(kForm) ? c.shift[i] : 0.0f,
+          has_residual(kForm) ? c.residual_center[i] : 0.0f,
+          has_residual(kForm) ? c.residual_scale[i] : 1.0f,
+          c.slope,
+          c.bound};
 }
 
 // z, and what it is made of, centered.
@@ -161,7 +161,7 @@ struct Input {
 };
 
 template <Form kForm, typename T>
-INLINE Input input(const T* x, const T* residual, const Values& v) {
+INLINE Input input(const T* x, const T* residual, const Scalars& v) {
   Input in{load(*x), 0, 0};
   if (is_affine(kForm)) {
     in.x = in.z - v.center;
@@ -185,7 +185,7 @@ inline void fetch(const T* from) {
 }
 
 template <Form kForm, Lam kLam, typename T>
-INLINE void forward(const T* x, const T* residual, T* out, const Values& v) {
+INLINE void forward(const T* x, const T* residual, T* out, const Scalars& v) {
   const float z = input<kForm>(x, residual, v).z;
   float p = kLam == kSmall ? small_apa(z, v.inv_lam, v.lb_kappa)
                            : apa(z, v.lb_lam, v.lb_kappa, v.inv_lam);
@@ -202,11 +202,11 @@ INLINE void forward(const T* x, const T* residual, T* out, const Values& v) {
 template <Form kForm, bool kEach, Lam kLam, typename T>
 INLINE void forward_block(
     const T* x, const T* residual, T* out, const Coefficients c, Index n) {
-  const Values v = values<kForm>(c, 0);
+  const Scalars v = scalars<kForm>(c, 0);
   if (kEach) {
 #pragma omp simd
     for (Index i = 0; i < n; ++i)
-      forward<kForm, kLam>(x + i, residual + i, out + i, values<kForm>(c, i));
+      forward<kForm, kLam>(x + i, residual + i, out + i, scalars<kForm>(c, i));
   } else {
 #pragma omp simd
     for (Index i = 0; i < n; ++i)
@@ -275,7 +275,7 @@ INLINE Slopes small_slopes(float z, float lam, float lb_kappa) {
 
 // Gradients of z, and of each element's lam and kappa.
 template <Form kForm, bool kNeedParams, Lam kLam>
-INLINE void gradient(float z, float grad, const Values& v, float* grad_z, float* lam,
+INLINE void gradient(float z, float grad, const Scalars& v, float* grad_z, float* lam,
                      float* kappa) {
   constexpr float kLn2 = 0.6931472f;
   Slopes of = kLam == kSmall
@@ -311,7 +311,7 @@ __attribute__((noinline)) void backward_block(
     const T* x, const T* residual, const T* grad, T* grad_x, T* grad_residual,
     const Coefficients c, Index n, double* sums) {
   float lam = 0, kappa = 0, shift = 0, scale = 0, residual_scale = 0;
-  const Values v = values<kForm>(c, 0);
+  const Scalars v = scalars<kForm>(c, 0);
 #pragma omp simd reduction(+ : lam, kappa, shift, scale, residual_scale)
   for (Index i = 0; i < n; ++i) {
     const Input in = input<kForm>(x + i, residual + i, v);
@@ -366,7 +366,7 @@ void backward_each(const T* x, const T* residual, const T* grad, T* grad_x,
                    T* grad_residual, const Coefficients c, Index n, float* sums) {
 #pragma omp simd
   for (Index i = 0; i < n; ++i) {
-    const Values v = values<kForm>(c, i);
+    const Scalars v = scalars<kForm>(c, i);
     const Input in = input<kForm>(x + i, residual + i, v);
     float gz, gl = 0, gk = 0;
     gradient<kForm, kNeedParams, kLam>(in.z, load(grad[i]), v, &gz, &gl, &gk);
@@ -409,7 +409,8 @@ void by_runs(const Call& call) {
       const Index row = chunk / per_row, begin = chunk % per_row * kChunk;
       const Index n = std::min(kChunk, call.inner - begin);
       const Index from = row * call.inner + begin;
-      const Coefficients c = call.coefficients.at(row % call.channels, row);
+      const Index channel = row % call.channels;
+      const Coefficients c = call.coefficients.at(channel, call.gated ? row : channel);
       const T *x = offset<T>(call.x, from), *residual = offset<T>(call.residual, from);
       T* out = offset<T>(call.out, from);
       if (call.backward) {
@@ -421,9 +422,11 @@ void by_runs(const Call& call) {
       }
     }
   }
-  for (Index chunk = 0; call.backward && chunk < rows * per_row; ++chunk)
-    for (int i = 0; i < kSums; ++i)
-      call.sums[i * rows + chunk / per_row] += partial[chunk * kSums + i];
+  if (!call.backward) return;
+  const double* each = partial.data();
+  for (Index row = 0; row < rows; ++row)
+    for (Index chunk = 0; chunk < per_row; ++chunk, each += kSums)
+      for (int i = 0; i < kSums; ++i) call.sums[i * rows + row] += each[i];
 }
 
 // Channels lie side by side.
@@ -443,7 +446,7 @@ void by_pixels(const Call& call) {
     for (Index chunk = 0; chunk < chunks; ++chunk) {
       const Index image = chunk / per_image, begin = chunk % per_image * pixels;
       const Index end = std::min(begin + pixels, call.inner);
-      const Coefficients c = call.coefficients.at(0, image * C);
+      const Coefficients c = call.coefficients.at(0, call.gated ? image * C : 0);
       for (Index pixel = begin; pixel < end; ++pixel) {
         const Index from = (image * call.inner + pixel) * C;
         const T *x = offset<T>(call.x, from);

@@ -19,7 +19,7 @@ constexpr float kSmallLam = 1e-4f;
 struct Coefficients {
   const float *lb_lam, *inv_lam, *lb_kappa;
   const float *center, *residual_center, *residual_scale;  // per channel
-  const float *scale, *shift;                              // per image and channel
+  const float *scale, *shift;  // per channel; if gated, per image and channel
   float slope, bound;
   Coefficients at(Index channel, Index row) const {
     const auto by = [](const float* p, Index i) { return p ? p + i : nullptr; };
@@ -48,7 +48,7 @@ struct Call {
   double* sums = nullptr;  // (5, batch, channels)
   Index batch = 1, channels = 1, inner = 0;
   Form form = kAglu;
-  bool channels_last = false, backward = false, need_params = false;
+  bool channels_last = false, backward = false, need_params = false, gated = false;
   int threads = 1;
 };
 

@@ -1,8 +1,5 @@
 // The gradient of a norm's input through its batch statistics, on a CPU.
 
-#include <cmath>
-#include <vector>
-
 #include "cpu_tensors.h"
 
 namespace apa {
@@ -62,12 +59,16 @@ Tensor through_statistics_cpu(const Tensor& grad_x, const Tensor& x, const Norm&
   const Index channels = x.size(1), batch = x.size(0);
   const Index inner = channels && batch ? x.numel() / (batch * channels) : 0;
   std::vector<float> center(channels), offset(channels), slope(channels);
+  const auto mean = values(norm.mean, channels, 0);
+  const auto rstd = inverse_deviations(norm, channels);
+  const auto weight = values(norm.weight, channels, 1);
+  const auto of_weight = values(grad_weight, channels, 0);
+  const auto of_bias = values(grad_bias, channels, 0);
   for (Index i = 0; i < channels; ++i) {
-    const double rstd = 1 / std::sqrt(read(norm.var, i) + norm.eps);
-    const double factor = read(norm.weight, i) * rstd / (batch * inner);
-    center[i] = read(norm.mean, i);
-    offset[i] = factor * read(grad_bias, i);
-    slope[i] = factor * rstd * read(grad_weight, i);
+    const double factor = weight[i] * rstd[i] / (batch * inner);
+    center[i] = mean[i];
+    offset[i] = factor * of_bias[i];
+    slope[i] = factor * rstd[i] * of_weight[i];
   }
   const auto run = [&](auto* grad, const auto* values) {
     subtract(grad, values, channels, batch, inner, order == Layout::kChannelsLast,

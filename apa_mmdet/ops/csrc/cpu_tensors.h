@@ -2,38 +2,66 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
 
 #include "arguments.h"
 #include "cpu_kernels.h"
 
 namespace apa::cpu {
 
-inline double element(const Tensor& t, Index i) {
+using Values = std::vector<double>;
+
+template <typename Use>
+void with_elements(const Tensor& t, const Use& use) {
   switch (t.scalar_type()) {
-    case at::kFloat: return t.const_data_ptr<float>()[i];
-    case at::kDouble: return t.const_data_ptr<double>()[i];
-    case at::kBFloat16: return t.const_data_ptr<at::BFloat16>()[i];
-    default: return t.const_data_ptr<at::Half>()[i];
+    case at::kFloat: return use(t.const_data_ptr<float>());
+    case at::kDouble: return use(t.const_data_ptr<double>());
+    case at::kBFloat16: return use(t.const_data_ptr<at::BFloat16>());
+    default: return use(t.const_data_ptr<at::Half>());
   }
 }
 
-// A channel's value of a tensor (C,), or (1,) that all channels share.
-inline double read(const Tensor& t, Index channel) {
-  return element(t, t.size(0) == 1 ? 0 : channel * t.stride(0));
+// The values of a tensor (C,) or (N, C), in row-major order; `count` times `otherwise`
+// if it is undefined.
+inline Values values(const Tensor& t, Index count, double otherwise) {
+  if (!t.defined()) return Values(count, otherwise);
+  const Index rows = t.dim() == 2 ? t.size(0) : 1, columns = t.size(-1);
+  const Index row_stride = t.dim() == 2 ? t.stride(0) : 0, stride = t.stride(-1);
+  Values result(rows * columns);
+  with_elements(t, [&](const auto* from) {
+    double* to = result.data();
+    for (Index row = 0; row < rows; ++row)
+      for (Index i = 0; i < columns; ++i) *to++ = from[row * row_stride + i * stride];
+  });
+  return result;
 }
 
-inline double read(const Tensor& t, Index image, Index channel) {
-  return element(t, image * t.stride(0) + channel * t.stride(1));
+// The values in the shape and dtype of a tensor.
+inline Tensor stored(const Values& from, const Tensor& like) {
+  const Tensor result = at::empty(like.sizes(), like.options());
+  with_elements(result, [&](const auto* to) {
+    using T = std::decay_t<decltype(*to)>;
+    std::copy(from.begin(), from.end(), result.mutable_data_ptr<T>());
+  });
+  return result;
 }
 
-inline void write(const Tensor& t, Index i, double value) {
-  switch (t.scalar_type()) {
-    case at::kFloat: t.mutable_data_ptr<float>()[i] = value; break;
-    case at::kDouble: t.mutable_data_ptr<double>()[i] = value; break;
-    case at::kBFloat16: t.mutable_data_ptr<at::BFloat16>()[i] = value; break;
-    default: t.mutable_data_ptr<at::Half>()[i] = value;
-  }
+inline Values product(Values a, const Values& b) {
+  for (size_t i = 0; i < a.size(); ++i) a[i] *= b[i];
+  return a;
+}
+
+// 1 / sqrt(var + eps) for each channel; 1 without a norm.
+inline Values inverse_deviations(const Norm& norm, Index channels) {
+  Values result = values(norm.var, channels, 1);
+  if (!norm.defined()) return result;
+  for (double& each : result) each = 1 / std::sqrt(each + norm.eps);
+  return result;
 }
 
 // The order of a tensor's elements in memory: as if contiguous (any dense order, if
