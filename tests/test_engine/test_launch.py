@@ -90,12 +90,13 @@ def test_other_errors_keep_their_traceback(call, error):
     [
         ("train.py", ["nowhere.py"], "error: no such config file: nowhere.py"),
         ("test.py", [MINI, "nowhere.pth"], "error: checkpoint nowhere.pth: no such"),
+        ("test.py", [MINI, "x.pth", "--out", "x.json"], "--out x.json"),
     ],
 )
-def test_missing_files_are_named(run, repo, tool, args, text):
+def test_unusable_arguments_are_named(run, repo, tool, args, text):
     args = [repo / arg if arg == MINI else arg for arg in args]
     code, out = run(tool, *args)
-    assert code == 2 and text in out
+    assert code == 2 and text in out and "Traceback" not in out
 
 
 @pytest.mark.skipif(is_installed("mmpretrain"), reason="mmpretrain is installed")

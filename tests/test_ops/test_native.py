@@ -343,7 +343,8 @@ def test_compiled_whole_with_dynamic_shapes(index):
 
 def test_functions_compile_before_their_first_use():
     program = """
-import torch
+import sys, torch
+sys.modules["mmengine"] = None  # which is slow to import
 from apa_mmdet.ops import aglu
 x, one = torch.randn(3, 4), torch.ones(1)
 torch._dynamo.config.error_on_recompile = True
