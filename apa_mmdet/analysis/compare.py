@@ -25,7 +25,7 @@ def fit_distribution(
     weights: np.ndarray | None = None,
     start: APAFit | NormalFit | None = None,
 ) -> APAFit | NormalFit:
-    """Return the fit of one of ``DISTRIBUTIONS``; arguments as of :func:`.fit_apa`."""
+    """Return the fit of one of ``DISTRIBUTIONS``; arguments as for :func:`.fit_apa`."""
     if name == "normal":
         return fit_normal(values, weights)
     return fit_apa(values, weights, _FIXED_LAM.get(name), start)
@@ -93,7 +93,7 @@ def describe_histogram(histogram: Histogram) -> dict[str, Any]:
 
 
 def describe_values(values: np.ndarray) -> dict[str, Any]:
-    """Return the same of (n,) values, without intervals."""
+    """Return the same for (n,) values, without intervals."""
     values = np.asarray(values, np.float64)
     is_finite = np.isfinite(values)
     record = dict(count=len(values), not_finite=int((~is_finite).sum()))

@@ -41,7 +41,7 @@ def make_report(
         ``sites`` and ``classifiers``: lists of records as of
         :func:`.describe_histogram`, with ``site``, ``type`` or ``role`` and ``group``,
         and ``lam``, ``kappa``, ``start_lam``, ``start_kappa`` (means, or None);
-        ``classes``: the same of each class with enough logits; ``skipped`` and
+        ``classes``: the same for each class with enough logits; ``skipped`` and
         ``num_images``.
     """
     sites, classifiers, by_class = [], [], []

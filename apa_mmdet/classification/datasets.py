@@ -43,7 +43,7 @@ class LongTailDataset:
         max_count: Images of class 0; by default all that it has.
         seed: Of the draw, whatever the seed of the training.
         ann_file: With ``'names'``, the file: a name in each line, perhaps followed by
-            the label, or JSON as of iNaturalist. A name is the end of the path of an
+            the label, or iNaturalist's JSON. A name is the end of the path of an
             image, such as ``n01440764/n01440764_190.JPEG``.
         **options: The other arguments of the rule.
 

@@ -99,8 +99,8 @@ class AlignmentHook(Hook):
         num_images: Number of images that pass through the model, over all processes.
 
     Raises:
-        ValueError: If an argument is out of range, a pattern matches no AGLU, or the
-            model has nothing to align.
+        ValueError: If an argument is out of range, ``at`` is not below the training's
+            iterations, a pattern matches no AGLU, or the model has nothing to align.
     """
 
     def __init__(
@@ -220,8 +220,8 @@ class AlignmentHook(Hook):
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in training mode; restore mode, buffers and random states afterwards."""
-    was_training = model.training
+    """Run in training mode; restore modes, buffers and random states afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     states = random.getstate(), np.random.get_state()
     model.train()
@@ -234,7 +234,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             buffer.copy_(buffers[name])
         random.setstate(states[0])
         np.random.set_state(states[1])
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
 def _sampler(sample: list[np.ndarray]) -> Callable[[nn.Module, tuple], None]:

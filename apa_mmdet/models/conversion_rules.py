@@ -17,7 +17,7 @@ _LOSS = "it belongs to a loss"
 _LOSSES = ("mmdet.models.losses.", "apa_mmdet.models.losses.")
 _DISTANCE = "its output is a distance, which must not be negative"
 _DYNAMIC = "it lies between convolutions whose weights are predicted per instance"
-_EXTRA = "it precedes the neck's extra convolutions, after the features have left"
+_EXTRA = "it is the input of the neck's extra convolutions, not one of its outputs"
 _TEXT = "a text model"
 
 # Activations that do not compute features, by class; paths as in ModelRules.
@@ -54,7 +54,7 @@ def _fixed(module: nn.Module) -> dict[str, str]:
             reasons[""] = _LOSS
         reasons.update(_NOT_FEATURES.get(name, {}))
     if isinstance(module, BaseModule):
-        # So MMDetection's modules name their losses, a user's own ones too.
+        # MMDetection names its losses so; a user's own modules may do the same.
         losses = (name for name in module._modules if name.startswith("loss_"))
         reasons.update(dict.fromkeys(losses, _LOSS))
     return reasons

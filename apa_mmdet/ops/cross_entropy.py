@@ -55,15 +55,29 @@ def apa_cross_entropy(
         Losses of shape (N, C), or their sum of shape (); in float32 or better.
 
     Raises:
-        TypeError: If ``logits``, ``lam`` or ``kappa`` is not a floating-point tensor.
-        ValueError: If shapes do not fit, ``max_slope`` is not positive or ``reduction``
-            is unknown.
+        TypeError: If ``logits``, ``lam`` or ``kappa`` is not a floating-point tensor,
+            or ``labels`` is not int64.
+        ValueError: If shapes or devices do not fit, ``max_slope`` is not positive or
+            ``reduction`` is unknown.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits has shape {tuple(logits.shape)} and labels "
             f"{tuple(labels.shape)}, expected (N, C) and (N,)"
         )
+    if labels.dtype != torch.int64:
+        raise TypeError(
+            f"labels is {labels.dtype}, expected torch.int64; convert it with "
+            f"labels.long()"
+        )
+    if weight is not None:
+        sizes = zip(weight.shape[::-1], logits.shape[::-1])
+        if weight.dim() > 2 or any(own not in (size, 1) for own, size in sizes):
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}, expected one that broadcasts "
+                f"to that of logits, {tuple(logits.shape)}; give a weight for each row "
+                f"the shape ({logits.shape[0]}, 1)"
+            )
     if max_slope is not None and not max_slope > 0:
         raise ValueError(f"max_slope={max_slope}, expected a positive number or None")
     if reduction not in ("none", "sum"):
@@ -76,6 +90,13 @@ def apa_cross_entropy(
             f"of shape ({logits.shape[1]},)"
         )
     check(logits, lam, kappa, 1)
+    given = dict(labels=labels, lam=lam, kappa=kappa, weight=weight, rare=rare)
+    for name, tensor in given.items():
+        if tensor is not None and tensor.device != logits.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and logits on {logits.device}; move "
+                f"both to one device"
+            )
     seed = None
     if rare is not None:
         seed = torch.randint(1 << 62, (1,), device=logits.device)

@@ -260,7 +260,7 @@ def connect(
         path: The library, which torch has already loaded.
         launcher: Object with the methods of :class:`Launcher`; by default a new one.
         stand_in: Whether CPU tensors take the GPU code path.
-        programs: Number of programs assumed to fill the GPU; by default 16,384.
+        programs: Number of programs assumed to fill the GPU; by default C++'s own.
         from_cpp: Whether to launch from C++ where that is possible.
     """
     library = ctypes.CDLL(str(path))
@@ -283,7 +283,7 @@ def connect(
 
     _callbacks.append((compile_, launch, library))  # kept alive: C++ holds pointers
     library.apa_mmdet_connect(
-        compile_, launch, ctypes.c_bool(stand_in), ctypes.c_int64(programs or 16384)
+        compile_, launch, ctypes.c_bool(stand_in), ctypes.c_int64(programs or 0)
     )
 
 

@@ -61,7 +61,11 @@ def first_order_only(
 
 
 def channel_axis(x: Tensor, channel_dim: int | None) -> int:
-    """Return the axis of the channels as a non-negative index."""
+    """Return the axis of the channels as a non-negative index.
+
+    Raises:
+        ValueError: If ``x`` has no axis ``channel_dim``.
+    """
     if x.dim() == 0:
         return 0
     if channel_dim is None:

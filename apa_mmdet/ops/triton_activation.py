@@ -296,10 +296,10 @@ def backward_kernel(
     """Write the gradients of ``x`` and the residual, and sums for all others.
 
     A row of ``sums`` holds five sums per channel, ``sums_stride`` apart: the gradients
-    of lam and kappa; the gradient of ``z``, alone, times the normalized ``x`` before
-    weight and bias, and times the normalized residual. SUM_PARAMS requests the first
-    two, SUM_NORM the next two, SUM_RESIDUAL the third and the last. Of a lam or kappa
-    for all channels, there is one sum per program.
+    of lam and kappa; the gradient of ``z`` itself, that gradient times the normalized
+    ``x`` before weight and bias, and times the normalized residual. SUM_PARAMS requests
+    the first two, SUM_NORM the next two, SUM_RESIDUAL the third and the last. Of a lam
+    or kappa for all channels, there is one sum per program.
     """
     b, c, row, at_row, start, i, within = _place(
         channels, inner, rows, FLAT, PIXELS, BLOCK_C, BLOCK_I

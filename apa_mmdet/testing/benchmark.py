@@ -84,7 +84,7 @@ def bar_charts(
         ratios: Whether the axes are logarithmic, with a line at 1.
 
     Returns:
-        What became of it, as a phrase to print.
+        A phrase to print: the file's name, or why there is none.
     """
     if find_spec("matplotlib") is None:
         return "no plot, because matplotlib is not installed"

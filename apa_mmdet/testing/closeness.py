@@ -97,7 +97,7 @@ class Closeness:
 
     ``d_lam`` is the mean of |∂AGLU/∂λ| over the inputs of a site, relative to
     AGLU(1, 1) on the same inputs, for the median site: how much λ can change and how
-    much gradient it gets. ``d_kappa`` is the same of κ.
+    much gradient it gets. ``d_kappa`` is the same for κ.
     """
 
     start: str  # the starting values in words

@@ -123,7 +123,7 @@ def _compare_parameters(coverage: Coverage, base: nn.Module, model: nn.Module) -
             coverage.added += parameter.requires_grad * parameter.numel()
             coverage.frozen += (not parameter.requires_grad) * parameter.numel()
         elif trains[key] != parameter.requires_grad:
-            coverage.failures.append(f"{key} has another requires_grad")
+            coverage.failures.append(f"{key} has a different requires_grad")
 
 
 def _train(coverage: Coverage, base: nn.Module, model: nn.Module, batch: dict) -> None:

@@ -44,7 +44,7 @@ def key_differences(base: nn.Module, model: nn.Module) -> list[str]:
         if key not in after:
             sentences.append(f"{key} is missing")
         elif after[key].shape != value.shape:
-            sentences.append(f"{key} has another shape")
+            sentences.append(f"{key} has a different shape")
     new = after.keys() - before.keys()
     sentences += [f"{key} is new" for key in new if not key.endswith(NAMES)]
     if list(before) != [key for key in after if key in before]:

@@ -93,7 +93,7 @@ def _check(coverage: LibraryCoverage) -> None:
             rewired = _outputs(model, compared)
         actual = _outputs(model, compared)
     coverage.failures += [
-        f"rewired, the output {name} is another"
+        f"rewired, the output {name} is different"
         for name, value in expected.items()
         if not torch.equal(rewired[name], value)
     ]

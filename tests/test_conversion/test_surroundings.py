@@ -1,4 +1,4 @@
-"""Converted models in what training wraps around them, with torch alone."""
+"""Converted models in what training wraps around them, with only torch."""
 
 import copy
 import pickle

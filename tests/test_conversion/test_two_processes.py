@@ -2,12 +2,13 @@
 
 import copy
 import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -67,12 +68,16 @@ def whole(model):
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
 
-def _process(rank, inputs, folder):
+def make_inputs():
+    return torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def _process(rank, folder):
     store = f"file://{folder}/store"
     dist.init_process_group(
         "gloo", store, timedelta(minutes=2), rank=rank, world_size=2
     )
-    mine = inputs.chunk(2)[rank]
+    mine = make_inputs().chunk(2)[rank]
     seen = {}
     model = build()
     train(DistributedDataParallel(model), mine)
@@ -98,23 +103,16 @@ def _process(rank, inputs, folder):
     return seen
 
 
-def _spawned(number, inputs, folder):
-    _process(number + 1, inputs, folder)
-    # Gloo's threads may abort an interpreter that shuts down.
-    os._exit(0)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What one process has trained, and what two have, by how."""
     folder = tmp_path_factory.mktemp("two_processes")
-    inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
-    second = mp.spawn(_spawned, (inputs, folder), nprocs=1, join=False)
-    seen = _process(0, inputs, folder)
-    second.join()
+    second = subprocess.Popen([sys.executable, "-W", "ignore", __file__, folder])
+    seen = _process(0, folder)
+    assert second.wait(timeout=60) == 0
     model = build()
     start = copy.deepcopy(model.state_dict())
-    losses = train(model, inputs)
+    losses = train(model, make_inputs())
     assert losses[2] < losses[0]
     return start, model.state_dict(), seen
 
@@ -140,3 +138,8 @@ def test_sharded_on_the_meta_device_and_reset(trained):
     assert len(own) == 12
     for name in own:
         assert seen["fsdp from meta"][name].equal(start[name]), name
+
+
+if __name__ == "__main__":
+    _process(1, sys.argv[1])
+    os._exit(0)  # gloo's threads may abort an interpreter that shuts down

@@ -251,6 +251,14 @@ def test_iterations_after_the_end_are_refused(tmp_path):
         runner(tmp_path, AlignmentHook(at=(0, 2))).train()
 
 
+def test_modes_of_submodules_are_restored():
+    model = Model()
+    model.norm.eval()
+    with alignment_hook._undisturbed(model):
+        assert model.norm.training
+    assert model.training and not model.norm.training
+
+
 def test_nothing_to_align():
     with pytest.raises(ValueError, match="match none of the model's 1 AGLU .*'act'"):
         AlignmentHook(activations=["backbone.*"]).sites(Model())

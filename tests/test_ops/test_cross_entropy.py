@@ -143,7 +143,12 @@ def test_bad_input_says_what_is_wrong():
     ones = torch.ones(1)
     with pytest.raises(ValueError, match=r"logits has shape \(2, 3\) and labels"):
         apa_cross_entropy(torch.randn(2, 3), torch.zeros(3).long(), ones, ones)
+    x, labels = torch.randn(2, 3), torch.zeros(2).long()
     with pytest.raises(ValueError, match="max_slope=0"):
-        apa_cross_entropy(
-            torch.randn(2, 3), torch.zeros(2).long(), ones, ones, max_slope=0
-        )
+        apa_cross_entropy(x, labels, ones, ones, max_slope=0)
+    with pytest.raises(ValueError, match=r"weight has shape \(2,\), .* \(2, 3\)"):
+        apa_cross_entropy(x, labels, ones, ones, torch.ones(2))
+    with pytest.raises(TypeError, match="labels is torch.int32"):
+        apa_cross_entropy(x, labels.int(), ones, ones)
+    with pytest.raises(ValueError, match="labels is on meta and logits on cpu"):
+        apa_cross_entropy(x, labels.to("meta"), ones, ones)

@@ -495,7 +495,7 @@ def test_a_kernel_first_met_while_a_graph_is_captured():
     x = torch.randn(3, 17, 5, device="cuda", dtype=torch.float16)
     lam, kappa = (t.cuda().half() for t in parameters(17, 17))
     graph = torch.cuda.CUDAGraph()
-    gpu_variants.connect(extension.load())  # all variants are forgotten
+    gpu_variants.connect(extension.load())  # drops all variants
     with torch.cuda.graph(graph):
         captured = aglu(x, lam, kappa, channel_dim=1)
     graph.replay()

@@ -192,6 +192,7 @@ def test_the_table_has_mean_spread_and_differences(ablate, tmp_path, mini_lvis):
 
 def test_one_seed_gives_the_interval_of_a_comparison(ablate, tmp_path, mini_lvis):
     code, shown = ablate(*BAD, *GOOD, "--seeds", 3)
+    assert code == 0, shown.err
     truth = load_ground_truth(mini_lvis / "annotations/lvis_v1_val.json")
     pair = [
         evaluate(truth, read_results(path, truth))
@@ -234,6 +235,8 @@ def test_a_difference_within_the_spread_of_the_seeds_is_not_marked():
     assert lucky.images.value == pytest.approx(0.0297, abs=1e-4)
     assert lucky.images.low > 0 > lucky.seeds.low and not lucky.is_clear
     assert compared["bbox AP"]["base", "better"].is_clear
+    tiny = report.Difference(0.3, 0.3001, 5e-5, 1.5e-4, 1.0)
+    assert not report.Comparison(tiny, tiny).is_clear  # it is shown as 0.0
     # Over the seeds that both have.
     worst = compared["bbox AP"]["base", "worst"].images
     assert worst.value == pytest.approx(0.21 - 0.3)

@@ -29,7 +29,7 @@ def test_keys():
     assert key_differences(base, base) == []
     assert key_differences(base, model) == [
         "a is missing",
-        "b has another shape",
+        "b has a different shape",
         "d is new",
         "the order of the keys has changed",
     ]

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_named(monkeypatch):
     monkeypatch.setattr(library_coverage, "convert_activations", convert)
     assert check_model(OWN).failures == [
         "extra.weight is new",
-        "rewired, the output output.gated is another",
+        "rewired, the output output.gated is different",
         "gelu has no gradient",
     ]
     monkeypatch.setattr(library_coverage, "convert_activations", lambda *_, **__: 1 / 0)

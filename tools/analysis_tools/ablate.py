@@ -204,7 +204,7 @@ def report(measured: Measured, missing: list[str], args: argparse.Namespace) -> 
         "In per cent: mean ± standard deviation over the seeds; differences with 95 % "
         f"intervals over the validation images ({args.num_resamples:,} resamples), "
         "pooled over the seeds; {} if the interval excludes 0, also with seeds "
-        "resampled."
+        "resampled, and the difference is not shown as 0.0."
     )
     tables = make_tables(runs, compared, "{} *".format)
     text = ["\n".join(aligned(rows)) for rows in tables]

@@ -38,8 +38,9 @@ in float32 on a CPU, in {minutes} minutes of CPU time on one core.
   function.
 - Left: activations that stay as they are, by reason (below).
 - Difference: of the outputs before and after the conversion, the largest relative to
-  the largest value of the same output, in eval mode; for detectors, of the losses. What
-  starts at zero has other values here; batch norms have the statistics of the input.
+  the largest value of the same output, in eval mode; for detectors, of the losses.
+  Weights that are initialised to zero are filled first, and batch norms take the
+  statistics of the input.
 - Gradients: in training mode. "All" if every λ and κ gets a finite one. The others are
   of modules that did not run, or none of whose weights get a gradient.
 

@@ -61,7 +61,8 @@ Bytes that autograd saves for backward and time of a step, relative to the same 
 with fixed activations (ReLU, GELU or SiLU) and plain SE; {batch} images of {height} ×
 {width}, {zoo[machine][threads]} CPU threads, medians of {zoo[rounds]} rounds
 ([figures](benchmarks/zoo.json)). The times were taken with the CPU kernels called from
-Python instead of C++. CARAFE has no CPU kernel; a deconvolution replaced it in both.
+Python instead of C++. CARAFE has no CPU kernel, so both models of a pair used a
+deconvolution instead.
 [Performance](performance.md) explains where the bytes go.
 
 ```bash

@@ -46,7 +46,7 @@ def accumulate(ranked: RankedMatches) -> tuple[np.ndarray, np.ndarray]:
         annotation counts. Equal to lvis-api's ``eval['precision']`` and
         ``eval['recall']``.
     """
-    num_classes, num_areas = ranked.num_annotations.shape
+    num_areas = ranked.num_annotations.shape[1]
     num_thrs = ranked.true_positive.shape[1]
     is_annotated = ranked.num_annotations > 0
     nothing = np.where(is_annotated, 0.0, -1.0)

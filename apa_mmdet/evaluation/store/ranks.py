@@ -24,6 +24,9 @@ class RankCoordinator:
     Args:
         collect_dir: Where to make the folders; None for the system's temporary folder.
         timeout: Seconds to wait for another rank.
+
+    Raises:
+        ValueError: If ``timeout`` is not positive.
     """
 
     def __init__(self, collect_dir: str | None, timeout: float) -> None:

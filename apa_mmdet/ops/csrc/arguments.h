@@ -1,8 +1,8 @@
 // What operators.cpp hands to the implementation for a device.
 //
 // Everything arrives checked: shapes fit, x is float32, bfloat16 or float16 of any
-// strides, and all tensors are on its device. A result, and a gradient of x or of the
-// residual, has the strides of at::empty_like of that tensor.
+// strides and not empty, and all tensors are on its device. A result, and a gradient of
+// x or of the residual, has the strides of at::empty_like of that tensor.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -57,7 +57,7 @@ Tensor through_statistics_cpu(const Tensor& grad_x, const Tensor& x, const Norm&
   }
   const Tensor in = like(x, grad_x);
   const Index channels = x.size(1), batch = x.size(0);
-  const Index inner = channels && batch ? x.numel() / (batch * channels) : 0;
+  const Index inner = x.numel() / (batch * channels);
   std::vector<float> center(channels), offset(channels), slope(channels);
   const auto mean = values(norm.mean, channels, 0);
   const auto rstd = inverse_deviations(norm, channels);

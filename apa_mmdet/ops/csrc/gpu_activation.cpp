@@ -117,7 +117,7 @@ struct Plan {
       cut_by_channel(a, is_backward);
     }
     rows = divide_up(inner, block_i);
-    if (is_backward && x.numel()) {
+    if (is_backward) {
       // Few programs write few sums, which matters most if each writes those of many
       // channels; many keep a GPU evenly busy.
       const int64_t all = batch * divide_up(channels, block_c) * rows;
@@ -219,20 +219,17 @@ int flags(const Arguments& a, const Plan& plan, bool sum_residual) {
 Tensor activation_gpu(const Arguments& a) {
   const c10::OptionalDeviceGuard guard(a.x.device());
   const Plan plan(a, false);
-  Tensor out = at::empty_like(plan.x);
-  if (out.numel()) {
-    const Tensor residual = plan.matched(a.residual);
-    const bool aligned = plan.aligns({plan.x, residual});
-    Launch launch(forward::kernel, plan.x);
-    launch.tensor(forward::x, plan.x, aligned);
-    launch.tensor(forward::residual, residual, aligned);
-    launch.tensor(forward::out, out, aligned);
-    const Parameters parameters(a);
-    parameters.set(launch, a, plan, aligned, forward::lam);
-    launch.constants({flags(a, plan, false), a.lam.size(0) > 1, a.kappa.size(0) > 1,
-                      log2_of(plan.block_c), log2_of(plan.block_i), plan.warps});
-    launch.run(plan.programs());
-  }
+  const Tensor out = at::empty_like(plan.x), residual = plan.matched(a.residual);
+  const bool aligned = plan.aligns({plan.x, residual});
+  Launch launch(forward::kernel, plan.x);
+  launch.tensor(forward::x, plan.x, aligned);
+  launch.tensor(forward::residual, residual, aligned);
+  launch.tensor(forward::out, out, aligned);
+  const Parameters parameters(a);
+  parameters.set(launch, a, plan, aligned, forward::lam);
+  launch.constants({flags(a, plan, false), a.lam.size(0) > 1, a.kappa.size(0) > 1,
+                    log2_of(plan.block_c), log2_of(plan.block_i), plan.warps});
+  launch.run(plan.programs());
   return as_like(out, a.x);
 }
 
@@ -244,75 +241,66 @@ Gradients activation_backward_gpu(const Arguments& a, const Tensor& grad_output,
   const bool sum_params = needs.lam || needs.kappa;
   const bool sum_norm = needs.weight || needs.bias || needs.gate;
   const bool sum_residual = needs.r_weight || needs.r_bias;
-  const auto like = [&](bool needed, const Tensor& tensor) {
-    if (!needed) return Tensor();
-    return x.numel() ? at::empty(tensor.sizes(), tensor.options())
-                     : at::zeros(tensor.sizes(), tensor.options());
-  };
-  Gradients out{needs.x ? at::empty_like(x) : Tensor(),
-                like(needs.lam, a.lam),
-                like(needs.kappa, a.kappa),
-                like(needs.weight, a.norm.weight),
-                like(needs.bias, a.norm.bias),
-                like(needs.gate, a.gate),
-                needs.residual ? at::empty_like(x) : Tensor(),
-                like(needs.r_weight, a.residual_norm.weight),
-                like(needs.r_bias, a.residual_norm.bias)};
-  if (x.numel()) {
-    const int num_sums = sum_residual ? 5 : sum_norm ? 4 : sum_params ? 2 : 0;
-    const int64_t stride = plan.batch * plan.rows * plan.channels;
-    Tensor sums;
-    if (num_sums) sums = at::empty({num_sums * stride}, x.options().dtype(at::kFloat));
-    const Parameters parameters(a);
-    {
-      const Tensor residual = plan.matched(a.residual);
-      const Tensor grad = plan.matched(grad_output);
-      const bool aligned = plan.aligns({x, residual, grad});
-      Launch launch(backward::kernel, x);
-      launch.tensor(backward::x, x, aligned);
-      launch.tensor(backward::residual, residual, aligned);
-      launch.tensor(backward::grad, grad, aligned);
-      launch.tensor(backward::grad_x, out.x, aligned);
-      launch.tensor(backward::grad_residual, out.residual, aligned);
-      launch.tensor(backward::sums, sums);
-      parameters.set(launch, a, plan, aligned, backward::lam);
-      launch.integer(backward::steps, plan.steps);
-      launch.wide(backward::sums_stride, stride);
-      launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1,
-                        a.kappa.size(0) > 1, sum_params, sum_norm,
-                        log2_of(plan.block_c), log2_of(plan.block_i), plan.warps});
-      launch.run(plan.programs());
+  Needs small = needs;
+  small.x = small.residual = false;
+  Gradients out = gradients_like(a, small, [](const Tensor& t) {
+    return at::empty(t.sizes(), t.options());  // contiguous, as the kernels write them
+  });
+  if (needs.x) out.x = at::empty_like(x);
+  if (needs.residual) out.residual = at::empty_like(x);
+  const int num_sums = sum_residual ? 5 : sum_norm ? 4 : sum_params ? 2 : 0;
+  const int64_t stride = plan.batch * plan.rows * plan.channels;
+  Tensor sums;
+  if (num_sums) sums = at::empty({num_sums * stride}, x.options().dtype(at::kFloat));
+  const Parameters parameters(a);
+  {
+    const Tensor residual = plan.matched(a.residual);
+    const Tensor grad = plan.matched(grad_output);
+    const bool aligned = plan.aligns({x, residual, grad});
+    Launch launch(backward::kernel, x);
+    launch.tensor(backward::x, x, aligned);
+    launch.tensor(backward::residual, residual, aligned);
+    launch.tensor(backward::grad, grad, aligned);
+    launch.tensor(backward::grad_x, out.x, aligned);
+    launch.tensor(backward::grad_residual, out.residual, aligned);
+    launch.tensor(backward::sums, sums);
+    parameters.set(launch, a, plan, aligned, backward::lam);
+    launch.integer(backward::steps, plan.steps);
+    launch.wide(backward::sums_stride, stride);
+    launch.constants({flags(a, plan, sum_residual), a.lam.size(0) > 1,
+                      a.kappa.size(0) > 1, sum_params, sum_norm,
+                      log2_of(plan.block_c), log2_of(plan.block_i), plan.warps});
+    launch.run(plan.programs());
+  }
+  if (num_sums) {
+    // The kernel cannot write float64.
+    const auto narrow = [](const Tensor& tensor) {
+      return tensor.defined() && tensor.scalar_type() == at::kDouble
+                 ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat))
+                 : tensor;
+    };
+    Reduction reduction;
+    reduction.sums = sums;
+    if (sum_norm) reduction.gate = parameters.gate;
+    if (needs.gate) {
+      reduction.weight = parameters.weight;
+      reduction.bias = parameters.bias;
     }
-    if (num_sums) {
-      // The kernel cannot write float64.
-      const auto narrow = [](const Tensor& tensor) {
-        return tensor.defined() && tensor.scalar_type() == at::kDouble
-                   ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat))
-                   : tensor;
-      };
-      Reduction reduction;
-      reduction.sums = sums;
-      if (sum_norm) reduction.gate = parameters.gate;
-      if (needs.gate) {
-        reduction.weight = parameters.weight;
-        reduction.bias = parameters.bias;
-      }
-      const std::array<Tensor*, 7> wanted{&out.lam,  &out.kappa,    &out.weight,
-                                          &out.bias, &out.gate,     &out.r_weight,
-                                          &out.r_bias};
-      for (size_t i = 0; i < wanted.size(); ++i)
-        reduction.gradients[i] = narrow(*wanted[i]);
-      reduction.images = a.gate.defined() ? plan.batch : 1;
-      reduction.rows = a.gate.defined() ? plan.rows : plan.batch * plan.rows;
-      reduction.channels = plan.channels;
-      reduction.totals = plan.programs();
-      reduction.lam_each = a.lam.size(0) > 1;
-      reduction.kappa_each = a.kappa.size(0) > 1;
-      reduction.run();
-      for (size_t i = 0; i < wanted.size(); ++i)
-        if (!reduction.gradients[i].is_same(*wanted[i]))
-          wanted[i]->copy_(reduction.gradients[i]);
-    }
+    const std::array<Tensor*, 7> wanted{&out.lam,  &out.kappa,    &out.weight,
+                                        &out.bias, &out.gate,     &out.r_weight,
+                                        &out.r_bias};
+    for (size_t i = 0; i < wanted.size(); ++i)
+      reduction.gradients[i] = narrow(*wanted[i]);
+    reduction.images = a.gate.defined() ? plan.batch : 1;
+    reduction.rows = a.gate.defined() ? plan.rows : plan.batch * plan.rows;
+    reduction.channels = plan.channels;
+    reduction.totals = plan.programs();
+    reduction.lam_each = a.lam.size(0) > 1;
+    reduction.kappa_each = a.kappa.size(0) > 1;
+    reduction.run();
+    for (size_t i = 0; i < wanted.size(); ++i)
+      if (!reduction.gradients[i].is_same(*wanted[i]))
+        wanted[i]->copy_(reduction.gradients[i]);
   }
   out.x = as_like(out.x, a.x);
   if (needs.residual) out.residual = as_like(out.residual, a.residual);

@@ -43,7 +43,8 @@ using PythonLaunch = void (*)(std::int64_t id, std::int64_t programs,
 std::atomic<Compile> compile_callback{nullptr};
 std::atomic<PythonLaunch> launch_callback{nullptr};
 std::atomic<bool> stand_in{false};
-std::atomic<std::int64_t> programs_to_fill{16384};
+constexpr std::int64_t kProgramsToFill = 16384;  // best on an H100
+std::atomic<std::int64_t> programs_to_fill{kProgramsToFill};
 std::atomic<std::int64_t> num_launches{0};
 
 // ---- The CUDA driver
@@ -286,7 +287,7 @@ void apa_mmdet_connect(apa::Compile compile, apa::PythonLaunch launch, bool stan
   apa::compile_callback = compile;
   apa::launch_callback = launch;
   apa::stand_in = stand_in;
-  apa::programs_to_fill = programs;
+  apa::programs_to_fill = programs ? programs : apa::kProgramsToFill;
   const std::lock_guard<std::mutex> lock(apa::mutex);
   apa::all_variants().clear();
   ++apa::generation;

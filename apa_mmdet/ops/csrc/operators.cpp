@@ -65,13 +65,26 @@ Arguments pack_norm_aglu(
 // ---- Implementations for each device
 
 // Tests without a GPU send CPU tensors along the GPU path.
-Tensor activation_host(const Arguments& a) {
-  return gpu_stand_in() ? activation_gpu(a) : activation_cpu(a);
+bool on_gpu(const Tensor& x) { return x.is_cuda() || gpu_stand_in(); }
+
+Tensor activation(const Arguments& a) {
+  if (a.x.numel() == 0) return at::empty_like(a.x);
+  return on_gpu(a.x) ? activation_gpu(a) : activation_cpu(a);
 }
-Gradients activation_backward_host(const Arguments& a, const Tensor& grad,
-                                   const Needs& needs) {
-  return gpu_stand_in() ? activation_backward_gpu(a, grad, needs)
-                        : activation_backward_cpu(a, grad, needs);
+
+Gradients activation_backward(const Arguments& a, const Tensor& grad,
+                              const Needs& needs) {
+  if (a.x.numel() == 0) {
+    return gradients_like(a, needs, [](const Tensor& t) { return at::zeros_like(t); });
+  }
+  return on_gpu(a.x) ? activation_backward_gpu(a, grad, needs)
+                     : activation_backward_cpu(a, grad, needs);
+}
+
+Tensor through_statistics(const Tensor& grad_x, const Tensor& x, const Norm& norm,
+                          const Tensor& grad_weight, const Tensor& grad_bias) {
+  return (on_gpu(x) ? through_statistics_gpu : through_statistics_cpu)(
+      grad_x, x, norm, grad_weight, grad_bias);
 }
 
 Tensor activation_meta(const Arguments& a) { return at::empty_like(a.x); }
@@ -84,13 +97,6 @@ Gradients activation_backward_meta(const Arguments& a, const Tensor&,
 Tensor through_statistics_meta(const Tensor& grad_x, const Tensor&, const Norm&,
                                const Tensor&, const Tensor&) {
   return grad_x;
-}
-
-Tensor through_statistics_host(const Tensor& grad_x, const Tensor& x, const Norm& norm,
-                               const Tensor& grad_weight, const Tensor& grad_bias) {
-  return gpu_stand_in()
-             ? through_statistics_gpu(grad_x, x, norm, grad_weight, grad_bias)
-             : through_statistics_cpu(grad_x, x, norm, grad_weight, grad_bias);
 }
 
 // The operator with the arguments of `pack`, computed by `implementation`.
@@ -114,7 +120,7 @@ void prepare_statistics(Norm& norm, bool needed, bool& need_weight, bool& need_b
   need_weight = need_bias = true;
 }
 
-template <auto implementation, auto through_statistics>
+template <auto implementation, auto complete>
 Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
               const Tensor& kappa, int64_t kind, int64_t axis, double slope,
               double bound, const Optional& weight, const Optional& bias,
@@ -134,11 +140,10 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
   prepare_statistics(other, needs.residual, needs.r_weight, needs.r_bias);
   Gradients g = implementation(a, grad, needs);
   if (norm.of_batch && needs.x && x.sym_numel() != 0) {
-    g.x = through_statistics(g.x, x, norm, g.weight, g.bias);
+    g.x = complete(g.x, x, norm, g.weight, g.bias);
   }
   if (other.of_batch && needs.residual && x.sym_numel() != 0) {
-    g.residual =
-        through_statistics(g.residual, a.residual, other, g.r_weight, g.r_bias);
+    g.residual = complete(g.residual, a.residual, other, g.r_weight, g.r_bias);
   }
   const auto given = [&](int i, const Tensor& t) { return m[i] ? t : Tensor(); };
   return {g.x,           g.lam,         g.kappa,    given(3, g.weight),
@@ -148,17 +153,17 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
 
 // The operator for statistics that not only the activation depends on; see
 // apa_mmdet/ops/batch_statistics.py.
-template <auto through_statistics>
-void complete(const Tensor& grad_x, const Tensor& x, const Tensor& weight,
+template <auto complete>
+void complete_in_place(const Tensor& grad_x, const Tensor& x, const Tensor& weight,
               const Tensor& mean, const Tensor& var, double eps,
               const Tensor& grad_weight, const Tensor& grad_bias) {
   if (x.sym_numel() == 0) return;
   const Norm norm{weight, Tensor(), mean, var, eps, true};
-  const Tensor result = through_statistics(grad_x, x, norm, grad_weight, grad_bias);
+  const Tensor result = complete(grad_x, x, norm, grad_weight, grad_bias);
   if (!result.is_same(grad_x)) grad_x.copy_(result);
 }
 
-using BackwardSchema = decltype(backward<activation_backward_cpu, through_statistics_cpu>);
+using BackwardSchema = decltype(backward<activation_backward, through_statistics>);
 
 // ---- Autograd
 
@@ -338,13 +343,13 @@ constexpr char kApaName[] = "apa_mmdet::apa";
 constexpr char kAgluName[] = "apa_mmdet::aglu";
 constexpr char kNormAgluName[] = "apa_mmdet::norm_aglu";
 
-template <auto forward, auto backward_of_activation, auto through_statistics>
+template <auto forward, auto backward_of_activation, auto complete>
 void implement(torch::Library& m) {
   m.impl("apa", Forward<forward, pack_apa>::call);
   m.impl("aglu", Forward<forward, pack_aglu>::call);
   m.impl("norm_aglu", Forward<forward, pack_norm_aglu>::call);
-  m.impl("activation_backward", backward<backward_of_activation, through_statistics>);
-  m.impl("through_statistics_", complete<through_statistics>);
+  m.impl("activation_backward", backward<backward_of_activation, complete>);
+  m.impl("through_statistics_", complete_in_place<complete>);
 }
 
 }  // namespace
@@ -383,12 +388,10 @@ TORCH_LIBRARY(apa_mmdet, m) {
 }
 
 TORCH_LIBRARY_IMPL(apa_mmdet, CPU, m) {
-  apa::implement<apa::activation_host, apa::activation_backward_host,
-                 apa::through_statistics_host>(m);
+  apa::implement<apa::activation, apa::activation_backward, apa::through_statistics>(m);
 }
 TORCH_LIBRARY_IMPL(apa_mmdet, CUDA, m) {
-  apa::implement<apa::activation_gpu, apa::activation_backward_gpu,
-                 apa::through_statistics_gpu>(m);
+  apa::implement<apa::activation, apa::activation_backward, apa::through_statistics>(m);
 }
 TORCH_LIBRARY_IMPL(apa_mmdet, Meta, m) {
   apa::implement<apa::activation_meta, apa::activation_backward_meta,

@@ -125,8 +125,9 @@ class Comparison(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether neither interval contains 0."""
-        return self.images.excludes_zero and self.seeds.excludes_zero
+        """Whether neither interval contains 0 and the difference is not shown as 0."""
+        is_shown = f"{100 * abs(self.images.value):.1f}" != "0.0"
+        return is_shown and self.images.excludes_zero and self.seeds.excludes_zero
 
 
 # By variation, seed and name, in per cent.
