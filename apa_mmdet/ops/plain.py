@@ -150,7 +150,8 @@ def reduce(grad: Tensor, param: Tensor, axis: int) -> Tensor:
     if param.shape[0] == 1:
         total = grad.sum().reshape(1)
     else:
-        total = grad.sum([i for i in range(grad.dim()) if i != axis])
+        others = [i for i in range(grad.dim()) if i != axis]
+        total = grad.sum(others) if others else grad
     return total.to(param.dtype)
 
 

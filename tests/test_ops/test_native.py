@@ -1,5 +1,6 @@
 """The native operators on a CPU against plain torch, and how torch sees them."""
 
+import math
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ LAYOUTS = {
     "1x1": lambda x: x[:, :, :1, :1].contiguous(),
     "tokens": lambda x: x.flatten(2).transpose(1, 2).contiguous(),
     "one image": lambda x: x[:1],
+    "channels": lambda x: x[0, :, 0, 0].contiguous(),
     "slice": lambda x: x[:, :, ::2],
     "empty": lambda x: x[:0],
 }
@@ -123,16 +125,19 @@ def test_short_rows_are_as_quick_as_long_ones(with_residual):
     assert statistics.median(short / long for short, long in pairs[2:]) < 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
-@pytest.mark.parametrize("form", ["aglu", "norm", "residual"])
-def test_kernels_are_vectorized(layout, form):
+@pytest.mark.parametrize("form", ["aglu", "bent", "norm", "residual"])
+def test_kernels_are_vectorized(dtype, layout, form):
     # A loop that the compiler left scalar takes ten times as long or more.
-    x, residual, grad = (LAYOUTS[layout](t) for t in torch.randn(3, 1, 256, 32, 32))
+    images = torch.randn(3, 1, 256, 32, 32).to(dtype)
+    x, residual, grad = (LAYOUTS[layout](image) for image in images)
     small = torch.ones(256)
     lam, kappa = small.clone().requires_grad_(), small.clone().requires_grad_()
     norm = small, small, small, small, 1e-5
     calls = {
         "aglu": lambda x: aglu(x, lam, kappa),
+        "bent": lambda x: aglu(x, lam, kappa, None, 0.1, 6.0),
         "norm": lambda x: norm_aglu(x, *norm, lam, kappa),
         "residual": lambda x: norm_aglu(x, *norm, lam, kappa, None, residual),
     }
@@ -145,6 +150,20 @@ def test_kernels_are_vectorized(layout, form):
 
     pairs = [(seconds(calls[form]), seconds(F.silu)) for _ in range(17)]
     assert statistics.median(ours / silu for ours, silu in pairs[2:]) < 6
+
+
+def test_operators_check_what_they_are_given():
+    x, one, two = torch.randn(2, 3, 4, 4), torch.ones(1), torch.ones(2)
+    aglu(x, one, one)  # loads them
+    ops = torch.ops.apa_mmdet
+    rest = *(0, 1, 0.0, math.inf, *(None,) * 4, 0.0, *(None,) * 6), 0.0, False, False
+    needs = [True, True, True] + [False] * 6
+    with pytest.raises(ValueError, match=r"lam has shape \(2,\)"):
+        ops.activation_backward(x, x, two, one, *rest, needs)
+    with pytest.raises(ValueError, match="a gradient of the shape of x"):
+        ops.activation_backward(x[:1], x, one, one, *rest, needs)
+    with pytest.raises(ValueError, match="one value per channel"):
+        ops.through_statistics_(x, x, one, *torch.ones(2, 3), 1e-5, *torch.ones(2, 3))
 
 
 def test_no_channels():
@@ -204,7 +223,8 @@ def test_not_a_number_is_not_hidden(lam, function):
 @pytest.mark.parametrize("function", [aglu, apa])
 def test_parameters_that_are_not_numbers_show(params, name, function):
     tensors = dict(lam=torch.ones(params), kappa=torch.ones(params))
-    tensors[name][-1] = float("nan")
+    unusual = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)
+    tensors[name][-1] = unusual  # the usual NaN has no other bits set
     x = torch.randn(3, 4)
     with use_implementation("native"):
         y, grad, *_ = run(function, [x, *tensors.values()], torch.float32)

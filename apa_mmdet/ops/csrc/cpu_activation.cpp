@@ -15,10 +15,10 @@ struct Folded {
   Values center, rstd, scale, shift;
   Folded() = default;
   Folded(const Norm& norm, Index channels)
-      : center(values(norm.mean, channels, 0)),
+      : center(values_or(0, norm.mean, channels)),
         rstd(inverse_deviations(norm, channels)),
-        scale(product(values(norm.weight, channels, 1), rstd)),
-        shift(values(norm.bias, channels, 0)) {}
+        scale(product(values_or(1, norm.weight, channels), rstd)),
+        shift(values_or(0, norm.bias, channels)) {}
 };
 
 // A call with its coefficients, which live as long as it does.
@@ -46,7 +46,8 @@ class Prepared {
                 : a.residual.defined() ? kResidual
                 : is_affine            ? kAffine
                                        : kAglu;
-    if (a.slope != 0 || !std::isinf(a.bound)) call.form = Form(call.form + 1);
+    const bool is_bound = a.bound != std::numeric_limits<double>::infinity();
+    if (a.slope != 0 || is_bound) call.form = Form(call.form + 1);
     set_coefficients();
     call.x = x.const_data_ptr();
     if (residual.defined()) call.residual = residual.const_data_ptr();
@@ -95,18 +96,20 @@ class Prepared {
     };
     const auto copy = [&](const Values& from) {
       float* const taken = take(channels);
-      std::copy(from.begin(), from.end(), taken);
-      std::fill(taken + from.size(), taken + channels, from.front());  // if shared
+      // The kernels keep the usual NaN, but not those with other bits set.
+      std::transform(from.begin(), from.end(), taken,
+                     [](double x) { return std::isnan(x) ? NAN : float(x); });
+      std::fill(taken + from.size(), taken + channels, *taken);  // if shared
       return taken;
     };
-    Values lb_lam = values(a_.lam, 1, 0), inv_lam = lb_lam;
+    Values lb_lam = values(a_.lam), inv_lam = lb_lam;
     for (size_t i = 0; i < lb_lam.size(); ++i) {
       const float lam = std::max<float>(lb_lam[i], 0);
       const bool is_small = lam < kSmallLam;
       lb_lam[i] = is_small ? kIsSmall : std::log2(lam);
       inv_lam[i] = is_small ? lam : 1 / lam;
     }
-    Values lb_kappa = values(a_.kappa, 1, 0);
+    Values lb_kappa = values(a_.kappa);
     for (double& each : lb_kappa) each *= 1.4426950408889634;
     c.lb_lam = copy(lb_lam);
     c.inv_lam = copy(inv_lam);
@@ -115,7 +118,7 @@ class Prepared {
     norm = Folded(a_.norm, channels);
     c.center = copy(norm.center);
     float *const scale = take(rows), *const shift = take(rows);
-    if (call.gated) gate = values(a_.gate, rows, 1);
+    if (call.gated) gate = values(a_.gate);
     residual_norm = Folded(a_.residual_norm, channels);
     for (Index row = 0; row < rows; row += channels) {
       for (Index i = 0; i < channels; ++i) {

@@ -59,19 +59,18 @@ Tensor through_statistics_cpu(const Tensor& grad_x, const Tensor& x, const Norm&
   const Index channels = x.size(1), batch = x.size(0);
   const Index inner = x.numel() / (batch * channels);
   std::vector<float> center(channels), offset(channels), slope(channels);
-  const auto mean = values(norm.mean, channels, 0);
+  const auto mean = values(norm.mean);
   const auto rstd = inverse_deviations(norm, channels);
-  const auto weight = values(norm.weight, channels, 1);
-  const auto of_weight = values(grad_weight, channels, 0);
-  const auto of_bias = values(grad_bias, channels, 0);
+  const auto weight = values(norm.weight);
+  const auto of_weight = values(grad_weight), of_bias = values(grad_bias);
   for (Index i = 0; i < channels; ++i) {
     const double factor = weight[i] * rstd[i] / (batch * inner);
     center[i] = mean[i];
     offset[i] = factor * of_bias[i];
     slope[i] = factor * rstd[i] * of_weight[i];
   }
-  const auto run = [&](auto* grad, const auto* values) {
-    subtract(grad, values, channels, batch, inner, order == Layout::kChannelsLast,
+  const auto run = [&](auto* grad, const auto* from) {
+    subtract(grad, from, channels, batch, inner, order == Layout::kChannelsLast,
              center, offset, slope, num_threads(x.numel()));
   };
   if (grad_x.scalar_type() == at::kFloat) {

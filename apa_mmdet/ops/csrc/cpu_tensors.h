@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "arguments.h"
@@ -26,10 +27,8 @@ void with_elements(const Tensor& t, const Use& use) {
   }
 }
 
-// The values of a tensor (C,) or (N, C), in row-major order; `count` times `otherwise`
-// if it is undefined.
-inline Values values(const Tensor& t, Index count, double otherwise) {
-  if (!t.defined()) return Values(count, otherwise);
+// The values of a tensor (C,) or (N, C), in row-major order.
+inline Values values(const Tensor& t) {
   const Index rows = t.dim() == 2 ? t.size(0) : 1, columns = t.size(-1);
   const Index row_stride = t.dim() == 2 ? t.stride(0) : 0, stride = t.stride(-1);
   Values result(rows * columns);
@@ -41,11 +40,16 @@ inline Values values(const Tensor& t, Index count, double otherwise) {
   return result;
 }
 
+// The same, or `otherwise` for each channel if the tensor is undefined.
+inline Values values_or(double otherwise, const Tensor& t, Index channels) {
+  return t.defined() ? values(t) : Values(channels, otherwise);
+}
+
 // The values in the shape and dtype of a tensor.
 inline Tensor stored(const Values& from, const Tensor& like) {
   const Tensor result = at::empty(like.sizes(), like.options());
-  with_elements(result, [&](const auto* to) {
-    using T = std::decay_t<decltype(*to)>;
+  with_elements(result, [&](const auto* elements) {
+    using T = std::decay_t<decltype(*elements)>;
     std::copy(from.begin(), from.end(), result.mutable_data_ptr<T>());
   });
   return result;
@@ -58,8 +62,8 @@ inline Values product(Values a, const Values& b) {
 
 // 1 / sqrt(var + eps) for each channel; 1 without a norm.
 inline Values inverse_deviations(const Norm& norm, Index channels) {
-  Values result = values(norm.var, channels, 1);
-  if (!norm.defined()) return result;
+  if (!norm.defined()) return Values(channels, 1);
+  Values result = values(norm.var);
   for (double& each : result) each = 1 / std::sqrt(each + norm.eps);
   return result;
 }

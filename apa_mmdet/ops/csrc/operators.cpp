@@ -134,6 +134,9 @@ Nine backward(const Tensor& grad, const Tensor& x, const Tensor& lam,
               tensor(gate), tensor(residual),
               {tensor(residual_weight), tensor(residual_bias), tensor(residual_mean),
                tensor(residual_var), residual_eps, residual_of_batch}};
+  check(a);
+  TORCH_CHECK_VALUE(grad.sym_sizes().equals(x.sym_sizes()),
+                    "activation_backward takes a gradient of the shape of x");
   Needs needs{m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8]};
   Norm &norm = a.norm, &other = a.residual_norm;
   prepare_statistics(norm, needs.x, needs.weight, needs.bias);
@@ -157,6 +160,9 @@ template <auto complete>
 void complete_in_place(const Tensor& grad_x, const Tensor& x, const Tensor& weight,
               const Tensor& mean, const Tensor& var, double eps,
               const Tensor& grad_weight, const Tensor& grad_bias) {
+  for (const Tensor* each : {&weight, &mean, &var, &grad_weight, &grad_bias})
+    TORCH_CHECK_VALUE(each->dim() == 1 && each->sym_size(0) == x.sym_size(1),
+                      "through_statistics_ takes one value per channel of x");
   if (x.sym_numel() == 0) return;
   const Norm norm{weight, Tensor(), mean, var, eps, true};
   const Tensor result = complete(grad_x, x, norm, grad_weight, grad_bias);
