@@ -46,8 +46,8 @@ class Prepared {
                 : a.residual.defined() ? kResidual
                 : is_affine            ? kAffine
                                        : kAglu;
-    const bool is_bound = a.bound != std::numeric_limits<double>::infinity();
-    if (a.slope != 0 || is_bound) call.form = Form(call.form + 1);
+    const bool has_bound = a.bound != std::numeric_limits<double>::infinity();
+    if (a.slope != 0 || has_bound) call.form = Form(call.form + 1);
     set_coefficients();
     call.x = x.const_data_ptr();
     if (residual.defined()) call.residual = residual.const_data_ptr();
