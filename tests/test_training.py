@@ -159,7 +159,7 @@ def test_killed_training_resumes_from_its_last_checkpoint(killed_and_resumed):
     assert "roi_head.bbox_head.loss_cls.class_frequency" in after["state_dict"]
 
 
-def test_missing_data_end_the_program_before_the_model_is_built(tmp_path):
+def test_missing_data_ends_the_program_before_the_model_is_built(tmp_path):
     config = REPO / "configs/lvis/mask_rcnn_r50_apa.py"
     text = run(REPO / "tools/train.py", config, cwd=tmp_path, fails=True)
     assert "Traceback" not in text, text

@@ -218,13 +218,13 @@ def test_not_a_number_is_not_hidden(lam, function):
     assert grads[1].isnan() and grads[2].isnan()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001])  # the usual NaN, another
 @pytest.mark.parametrize("params", [1, 4])
 @pytest.mark.parametrize("name", ["lam", "kappa"])
 @pytest.mark.parametrize("function", [aglu, apa])
-def test_parameters_that_are_not_numbers_show(params, name, function):
+def test_parameters_that_are_not_numbers_show(bits, params, name, function):
     tensors = dict(lam=torch.ones(params), kappa=torch.ones(params))
-    unusual = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)
-    tensors[name][-1] = unusual  # the usual NaN has no other bits set
+    tensors[name][-1] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     x = torch.randn(3, 4)
     with use_implementation("native"):
         y, grad, *_ = run(function, [x, *tensors.values()], torch.float32)

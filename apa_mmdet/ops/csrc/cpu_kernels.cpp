@@ -399,8 +399,7 @@ void by_runs(const Call& call) {
       const Index row = chunk / per_row, begin = chunk % per_row * kChunk;
       const Index n = std::min(kChunk, call.inner - begin);
       const Index from = row * call.inner + begin;
-      const Index channel = row % call.channels;
-      const Coefficients c = call.coefficients.at(channel, call.gated ? row : channel);
+      const Coefficients c = call.coefficients_at(row % call.channels, row);
       const T *x = offset<T>(call.x, from), *residual = offset<T>(call.residual, from);
       T* out = offset<T>(call.out, from);
       if (call.backward) {
@@ -436,7 +435,7 @@ void by_pixels(const Call& call) {
     for (Index chunk = 0; chunk < chunks; ++chunk) {
       const Index image = chunk / per_image, begin = chunk % per_image * pixels;
       const Index end = std::min(begin + pixels, call.inner);
-      const Coefficients c = call.coefficients.at(0, call.gated ? image * C : 0);
+      const Coefficients c = call.coefficients_at(0, image * C);
       for (Index pixel = begin; pixel < end; ++pixel) {
         const Index from = (image * call.inner + pixel) * C;
         const T *x = offset<T>(call.x, from);

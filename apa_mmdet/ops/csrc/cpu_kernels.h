@@ -50,6 +50,9 @@ struct Call {
   Form form = kAglu;
   bool channels_last = false, backward = false, need_params = false, gated = false;
   int threads = 1;
+  Coefficients coefficients_at(Index channel, Index row) const {
+    return coefficients.at(channel, gated ? row : channel);
+  }
 };
 
 void run_float32(const Call&);
